@@ -1,0 +1,39 @@
+// Devices behind one name: "cpu", "cuda:N", "npu:N". CUDA and NPU come as run-time plug-ins; a program never links their libraries.
+#ifndef PYRAMID_MODEL_DEVICE_H_
+#define PYRAMID_MODEL_DEVICE_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace pyramid {
+
+struct DeviceName {
+  std::string kind;   // "cpu" | "cuda" | "npu"
+  int index = 0;
+};
+
+// "cpu", "cuda", "cuda:1", "npu:0". InvalidArgument otherwise.
+absl::StatusOr<DeviceName> ParseDevice(absl::string_view text);
+
+struct DeviceKind {
+  std::string kind;
+  int count = 0;            // usable devices
+  std::string unavailable;  // why there is none, if there is none: "libpyramid_cuda.so: …"
+};
+
+// Every kind this build knows, probed once per process.
+const std::vector<DeviceKind>& ProbeDevices();
+
+// Loads the plug-in if one is needed and makes the device current.
+//   Unavailable  "cuda:0 isn't there (…); usable: cpu"
+absl::StatusOr<DeviceName> OpenDevice(absl::string_view text);
+
+// "cpu (2 cores), cuda: none (libpyramid_cuda.so isn't installed), npu: …"
+std::string DescribeDevices();
+
+}  // namespace pyramid
+
+#endif  // PYRAMID_MODEL_DEVICE_H_

@@ -1,0 +1,1 @@
+#include "model/exception_guard.h"

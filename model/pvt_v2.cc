@@ -1,0 +1,1 @@
+#include "model/pvt_v2.h"
