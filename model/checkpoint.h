@@ -1,12 +1,14 @@
 // A checkpoint on disk: a folder with
-//   manifest.json             what it is, its files' sizes and SHA-256; written last, it is the commit (docs/formats.md)
-//   weights.safetensors       parameters, float32, official names; anyone's safetensors reads it
-//   self_test.safetensors     16 validation pictures as arrays and their fp32 logits: "pixels" [N,C,H,W], "logits" [N,classes]
-//   state.safetensors         training state; not promoted
+//   manifest.json             what it is, its files' sizes and SHA-256; written last, it is the
+//   commit (docs/formats.md) weights.safetensors       parameters, float32, official names;
+//   anyone's safetensors reads it self_test.safetensors     16 validation pictures as arrays and
+//   their fp32 logits: "pixels" [N,C,H,W], "logits" [N,classes] state.safetensors         training
+//   state; not promoted
 // Torch-free. Functions are thread-safe; two writers of one folder are not.
 #ifndef PYRAMID_MODEL_CHECKPOINT_H_
 #define PYRAMID_MODEL_CHECKPOINT_H_
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -29,10 +31,14 @@ struct CheckpointFile {
   absl::string_view bytes;
 };
 
-// Writes all files and the manifest into "<folder>.tmp", syncs them, renames to `folder`, syncs the parent. Fills in format_version, files,
-// digest, created and created_by and returns the manifest as written. An existing `folder` is left alone: AlreadyExists.
-//   ResourceExhausted  disk full; nothing is left behind, older checkpoints are untouched
-absl::StatusOr<v1::Manifest> WriteCheckpoint(const std::filesystem::path& folder, v1::Manifest manifest,
+// Writes all files and the manifest into "<folder>.tmp", syncs them, renames to `folder`, syncs the
+// parent. Fills in format_version, files, digest, created and created_by and returns the manifest
+// as written. An existing `folder` is left alone: AlreadyExists.
+//   ResourceExhausted  disk full, with the bytes needed and free; nothing is left behind, older
+//   checkpoints are untouched InvalidArgument    no weights among the files, a file's name twice or
+//   not plain, a text that isn't UTF-8
+absl::StatusOr<v1::Manifest> WriteCheckpoint(const std::filesystem::path& folder,
+                                             v1::Manifest manifest,
                                              const std::vector<CheckpointFile>& files);
 
 // Reads and checks the manifest alone.
@@ -41,24 +47,29 @@ absl::StatusOr<v1::Manifest> WriteCheckpoint(const std::filesystem::path& folder
 //   FailedPrecondition written by a newer major version
 absl::StatusOr<v1::Manifest> ReadManifest(const std::filesystem::path& folder);
 
-// Reads one file of a checkpoint and checks its size and SHA-256. DataLoss if they differ, NotFound if the manifest doesn't list it.
-absl::StatusOr<std::string> ReadCheckpointFile(const std::filesystem::path& folder, const v1::Manifest& manifest,
+// Reads one file of a checkpoint and checks its size and SHA-256. DataLoss if they differ, NotFound
+// if the manifest doesn't list it.
+absl::StatusOr<std::string> ReadCheckpointFile(const std::filesystem::path& folder,
+                                               const v1::Manifest& manifest,
                                                absl::string_view name);
 
-// Reads the manifest and checks every file of it.
+// Reads the manifest and checks every file of it and the digest. Errors as above.
 absl::StatusOr<v1::Manifest> VerifyCheckpoint(const std::filesystem::path& folder);
 
-// Copies a checkpoint without its training state, verified, written aside and renamed. Fields of the manifest that this version doesn't
-// know are kept.
-absl::StatusOr<v1::Manifest> CopyForServing(const std::filesystem::path& from, const std::filesystem::path& to);
+// Copies a checkpoint without its training state, verified, written aside and renamed. Fields of
+// the manifest that this version doesn't know are kept.
+absl::StatusOr<v1::Manifest> CopyForServing(const std::filesystem::path& from,
+                                            const std::filesystem::path& to);
 
-// The finished checkpoints in a folder of checkpoints, "step-<8 digits>", oldest first. Leftovers of interrupted writes are skipped.
+// The finished checkpoints in a folder of checkpoints, "step-<8 digits>", oldest first. Leftovers
+// of interrupted writes are skipped.
 std::vector<std::filesystem::path> ListCheckpoints(const std::filesystem::path& folder);
 
 // "step-00001880".
 std::string CheckpointName(int64_t step);
 
-// The manifest as JSON text, as it stands in the file (with its checksum), and back.
+// The manifest as JSON text, as it stands in the file (with its checksum), and back. Empty if a
+// text of the manifest isn't UTF-8.
 std::string ManifestToJson(const v1::Manifest& manifest);
 absl::StatusOr<v1::Manifest> ManifestFromJson(absl::string_view json);
 

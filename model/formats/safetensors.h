@@ -1,6 +1,8 @@
-// The safetensors format: u64 header length, JSON header {name: {dtype, shape, data_offsets}}, data. Torch-free.
+// The safetensors format: u64 header length, JSON header {name: {dtype, shape, data_offsets}},
+// data. Torch-free.
 //
-// Lengths and counts in the header are never trusted: offsets must lie in the file, not overlap, and fit shape and dtype.
+// Lengths and counts in the header are never trusted: offsets must lie in the file, not overlap,
+// and fit shape and dtype.
 #ifndef PYRAMID_MODEL_FORMATS_SAFETENSORS_H_
 #define PYRAMID_MODEL_FORMATS_SAFETENSORS_H_
 
@@ -31,13 +33,15 @@ struct SafetensorsView {
   const TensorBytes* Find(absl::string_view name) const;  // null: none
 };
 
-// Reads the header; the tensors point into `file`, which must outlive the view. DataLoss for anything malformed, with what and where.
+// Reads the header; the tensors point into `file`, which must outlive the view. DataLoss for
+// anything malformed, with what and where.
 absl::StatusOr<SafetensorsView> ParseSafetensors(absl::string_view file);
 
 // The file's bytes. Tensors are written in the order given; the data begins at a multiple of 8.
 // InvalidArgument: unknown dtype, a size that doesn't fit the shape, a name twice.
-absl::StatusOr<std::string> SerializeSafetensors(const std::vector<TensorBytes>& tensors,
-                                                 const std::map<std::string, std::string>& metadata = {});
+absl::StatusOr<std::string> SerializeSafetensors(
+    const std::vector<TensorBytes>& tensors,
+    const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace pyramid
 
