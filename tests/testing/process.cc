@@ -27,7 +27,8 @@ std::string Slurp(const std::filesystem::path& path) {
 Process::Process(std::vector<std::string> command, const std::filesystem::path& log_prefix)
     : Process(std::move(command), log_prefix, Options()) {}
 
-Process::Process(std::vector<std::string> command, const std::filesystem::path& log_prefix, Options options)
+Process::Process(std::vector<std::string> command, const std::filesystem::path& log_prefix,
+                 Options options)
     : out_path_(log_prefix.string() + ".out"), err_path_(log_prefix.string() + ".err") {
   // Everything that allocates happens before the fork.
   std::vector<char*> arguments;
@@ -101,7 +102,8 @@ RunResult Process::Wait(absl::Duration limit) {
 std::string Process::Out() const { return Slurp(out_path_); }
 std::string Process::Err() const { return Slurp(err_path_); }
 
-RunResult Run(std::vector<std::string> command, const std::filesystem::path& log_prefix, absl::Duration limit) {
+RunResult Run(std::vector<std::string> command, const std::filesystem::path& log_prefix,
+              absl::Duration limit) {
   return Process(std::move(command), log_prefix).Wait(limit);
 }
 

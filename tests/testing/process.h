@@ -14,7 +14,7 @@
 namespace pyramid::testing {
 
 struct RunResult {
-  int exit_code = -1;      // -1: ended by a signal
+  int exit_code = -1;  // -1: ended by a signal
   int signal = 0;
   bool timed_out = false;  // it was killed
   std::string out;
@@ -25,11 +25,12 @@ struct RunResult {
 class Process {
  public:
   struct Options {
-    std::filesystem::path folder;               // to run in; empty: this process's
+    std::filesystem::path folder;                    // to run in; empty: this process's
     std::map<std::string, std::string> environment;  // added
   };
   Process(std::vector<std::string> command, const std::filesystem::path& log_prefix);
-  Process(std::vector<std::string> command, const std::filesystem::path& log_prefix, Options options);
+  Process(std::vector<std::string> command, const std::filesystem::path& log_prefix,
+          Options options);
   ~Process();
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
