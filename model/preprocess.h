@@ -1,11 +1,13 @@
-// The one definition of pixels: bytes → picture → the floats a network takes. Training's evaluation, validation and serving all go
-// through here, by the recipe (v1::Preprocessing) that lies in each checkpoint's manifest.
+// The one definition of pixels: bytes → picture → the floats a network takes. Training's
+// evaluation, validation and serving all go through here, by the recipe (v1::Preprocessing) that
+// lies in each checkpoint's manifest.
 //
 // Everything here is thread-safe and stateless. Torch-free; OpenCV stays in the .cc.
 #ifndef PYRAMID_MODEL_PREPROCESS_H_
 #define PYRAMID_MODEL_PREPROCESS_H_
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,19 +21,21 @@ namespace pyramid {
 struct RgbImage {
   int width = 0;
   int height = 0;
-  int channels = 0;               // 1 or 3
-  std::vector<uint8_t> pixels;    // height * width * channels
+  int channels = 0;             // 1 or 3
+  std::vector<uint8_t> pixels;  // height * width * channels
 };
 
 struct DecodeLimits {
-  int64_t max_bytes = 32 << 20;         // of the file
-  int64_t max_pixels = 50'000'000;      // as the header says, before anything is decoded
+  int64_t max_bytes = 32 << 20;     // of the file
+  int64_t max_pixels = 50'000'000;  // as the header says, before anything is decoded
   int max_side = 32'768;
 };
 
-// Decodes a JPEG, PNG, WebP, BMP, TIFF … into `channels` (1 or 3). Alpha is dropped, 16-bit samples are divided by 257, a palette is
-// looked up. `apply_exif`: turned upright by the EXIF orientation.
-//   InvalidArgument  empty, not a picture, truncated, or over a limit; names which
+// Decodes a JPEG, PNG, WebP, BMP or GIF (its first picture) into `channels` (1 or 3). Alpha is
+// dropped, 16-bit samples are divided by 257, a palette is looked up, CMYK is taken as Adobe's
+// inverted. `apply_exif`: turned upright by the EXIF orientation.
+//   InvalidArgument    empty, not a picture, truncated, or over a limit; names which
+//   ResourceExhausted  out of memory
 absl::StatusOr<RgbImage> DecodeImage(absl::string_view bytes, int channels, bool apply_exif,
                                      const DecodeLimits& limits = {});
 
@@ -42,6 +46,8 @@ absl::StatusOr<std::string> EncodePng(const RgbImage& image);
 absl::Status CheckPreprocessing(const v1::Preprocessing& p);
 
 // resize or pad, centre crop; 8-bit, crop x crop. Only the pixels that the crop needs are computed.
+// A crop that can't lie in the middle begins at the even one of its two pixels with antialias
+// "pillow" (as torchvision), else at the lower one (as MindSpore).
 //   InvalidArgument  channels differ, or the picture doesn't fit pad.to
 absl::StatusOr<RgbImage> ResizeAndCrop(const RgbImage& image, const v1::Preprocessing& p);
 
@@ -49,17 +55,21 @@ absl::StatusOr<RgbImage> ResizeAndCrop(const RgbImage& image, const v1::Preproce
 absl::StatusOr<std::vector<float>> Preprocess(const RgbImage& image, const v1::Preprocessing& p);
 
 // DecodeImage and Preprocess.
-absl::StatusOr<std::vector<float>> DecodeAndPreprocess(absl::string_view bytes, const v1::Preprocessing& p,
+absl::StatusOr<std::vector<float>> DecodeAndPreprocess(absl::string_view bytes,
+                                                       const v1::Preprocessing& p,
                                                        const DecodeLimits& limits = {});
 
-// (x / 255 - mean) / std into CHW; `out` has channels * height * width floats. The trainer normalises its augmented pictures with it.
+// (x / 255 - mean) / std into CHW; `out` has channels * height * width floats. The trainer
+// normalises its augmented pictures with it.
 void Normalise(const RgbImage& image, const v1::Preprocessing& p, float* out);
 
 enum class Kernel { kBilinear, kBicubic };
 
-// Resizes the rectangle [x, x+width) x [y, y+height) (source pixels) to `out_width` x `out_height`. `antialias`: Pillow's, else OpenCV's.
-RgbImage ResizeBox(const RgbImage& image, double x, double y, double width, double height, int out_width,
-                   int out_height, Kernel kernel, bool antialias);
+// Resizes the rectangle [x, x+width) x [y, y+height) (source pixels, within the picture) to
+// `out_width` x `out_height`, as if it had been cut out first: pixels outside don't count.
+// `antialias`: Pillow's, else OpenCV's.
+RgbImage ResizeBox(const RgbImage& image, double x, double y, double width, double height,
+                   int out_width, int out_height, Kernel kernel, bool antialias);
 
 }  // namespace pyramid
 
