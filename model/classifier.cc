@@ -1,1 +1,198 @@
 #include "model/classifier.h"
+
+#include <torch/torch.h>
+
+#include <atomic>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "model/checkpoint.h"
+#include "model/device.h"
+#include "model/exception_guard.h"
+#include "model/preprocess.h"
+#include "model/pvt_v2.h"
+#include "model/tensors.h"
+#include "proto/base/status.h"
+
+namespace pyramid {
+namespace {
+
+// Threads inside one Forward; 0: LibTorch's own choice. OpenMP keeps its count per calling thread,
+// so each Forward sets its own.
+std::atomic<int> process_threads{0};
+
+void UseProcessThreads() {
+  const int threads = process_threads.load();
+  if (threads > 0 && at::get_num_threads() != threads) at::set_num_threads(threads);
+}
+
+// Weights of linear layers and convolutions in bf16; norms, the residual sum and the head stay f32.
+// On b0 with formula weights that halves the error of a network that is bf16 throughout.
+void ConvertToBf16(PvtV2& network) {
+  for (const auto& [name, module] : network->named_modules("", /*include_self=*/false).pairs()) {
+    const bool matrix = module->as<torch::nn::LinearImpl>() != nullptr ||
+                        module->as<torch::nn::Conv2dImpl>() != nullptr;
+    if (matrix && name != "head") module->to(torch::kBFloat16);
+  }
+}
+
+class TorchClassifier : public Classifier {
+ public:
+  TorchClassifier(PvtV2 network, v1::Manifest manifest, torch::Device device)
+      : network_(std::move(network)),
+        manifest_(std::move(manifest)),
+        device_(device),
+        smallest_side_(SmallestSide(*FindVariant(manifest_.network().variant()))) {}
+
+  absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch, int height,
+                                             int width) override {
+    RETURN_IF_ERROR(CheckSizes(pixels.size(), batch, height, width));
+    return Guard("forward", absl::StatusCode::kInternal,
+                 [&]() -> absl::StatusOr<std::vector<float>> {
+                   UseProcessThreads();
+                   const torch::InferenceMode inference;
+                   const torch::Tensor input =
+                       torch::from_blob(const_cast<float*>(pixels.data()),
+                                        {batch, manifest_.network().in_channels(), height, width},
+                                        torch::kFloat32)
+                           .to(device_);
+                   const torch::Tensor logits =
+                       network_->forward(input).to(torch::kCPU, torch::kFloat32).contiguous();
+                   const float* values = logits.const_data_ptr<float>();
+                   return std::vector<float>(values, values + logits.numel());
+                 });
+  }
+
+  const v1::Manifest& manifest() const override { return manifest_; }
+
+ private:
+  absl::Status CheckSizes(size_t floats, int batch, int height, int width) const {
+    if (batch < 1) {
+      return absl::InvalidArgumentError(absl::StrCat("batch is ", batch, "; use 1 or more"));
+    }
+    if (height < smallest_side_ || width < smallest_side_) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "pictures are ", width, "x", height, " pixels; ", manifest_.network().variant(),
+          " takes ", smallest_side_, "x", smallest_side_, " or more"));
+    }
+    const int64_t picture = int64_t{manifest_.network().in_channels()} * height * width;
+    if (picture > (int64_t{1} << 40) / batch || floats != static_cast<size_t>(batch * picture)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "pixels has ", floats, " numbers; [", batch, ", ", manifest_.network().in_channels(),
+          ", ", height, ", ", width, "] needs batch x channels x height x width of them"));
+    }
+    return absl::OkStatus();
+  }
+
+  // forward() isn't const in LibTorch's modules; in eval mode it changes nothing.
+  PvtV2 network_;
+  const v1::Manifest manifest_;
+  const torch::Device device_;
+  const int smallest_side_;
+};
+
+// The tensor called `name`, f32. DataLoss if there is none.
+absl::StatusOr<torch::Tensor> Find(const NamedTensors& tensors, absl::string_view name) {
+  for (const auto& [key, tensor] : tensors) {
+    if (key == name && tensor.scalar_type() == torch::kFloat32) return tensor;
+  }
+  return absl::DataLossError(absl::StrCat(kSelfTestFile, " has no tensor ", name, " of type F32"));
+}
+
+double ToleranceOf(const ClassifierOptions& options) {
+  if (options.dtype == "bf16") return 0.25;
+  return options.device == "cpu" ? 1e-4 : 1e-3;  // other devices sum in another order
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& folder,
+                                                           const ClassifierOptions& options) {
+  if (options.dtype != "fp32" && options.dtype != "bf16") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dtype is \"", options.dtype, "\"; use fp32 or bf16"));
+  }
+  if (options.threads < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads is ", options.threads, "; use 0 (as many as cores) or more"));
+  }
+  ASSIGN_OR_RETURN(const DeviceName device, OpenDevice(options.device));
+  ASSIGN_OR_RETURN(v1::Manifest manifest, VerifyCheckpoint(folder));
+  ASSIGN_OR_RETURN(const std::string file, ReadCheckpointFile(folder, manifest, kWeightsFile));
+  ASSIGN_OR_RETURN(PvtV2 network, MakePvtV2(manifest.network()));
+  RETURN_IF_ERROR(CheckPreprocessing(manifest.preprocessing()));
+  if (manifest.preprocessing().channels() != manifest.network().in_channels()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("preprocessing.channels is ", manifest.preprocessing().channels(),
+                     ", the network takes ", manifest.network().in_channels()));
+  }
+  ASSIGN_OR_RETURN(const NamedTensors weights, TensorsFromSafetensors(file));
+  RETURN_IF_ERROR(Annotate(LoadState(*network, weights), kWeightsFile));
+  if (options.threads > 0) process_threads = options.threads;
+
+  return Guard("loading the network", absl::StatusCode::kInternal,
+               [&]() -> absl::StatusOr<std::unique_ptr<Classifier>> {
+                 const torch::Device torch_device(
+                     device.kind == "cpu" ? "cpu" : absl::StrCat(device.kind, ":", device.index));
+                 network->eval();
+                 for (torch::Tensor& parameter : network->parameters())
+                   parameter.set_requires_grad(false);
+                 if (options.dtype == "bf16") ConvertToBf16(network);
+                 network->to(torch_device);
+                 return std::make_unique<TorchClassifier>(std::move(network), std::move(manifest),
+                                                          torch_device);
+               });
+}
+
+absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier,
+                                           const std::filesystem::path& folder,
+                                           const ClassifierOptions& options) {
+  SelfTestResult result{.tolerance = ToleranceOf(options)};
+  const v1::Manifest& manifest = classifier.manifest();
+  for (const v1::FileEntry& entry : manifest.files()) {
+    if (absl::string_view(entry.name()) == kSelfTestFile) result.available = true;
+  }
+  if (!result.available) return result;
+
+  ASSIGN_OR_RETURN(const std::string file, ReadCheckpointFile(folder, manifest, kSelfTestFile));
+  ASSIGN_OR_RETURN(const NamedTensors tensors, TensorsFromSafetensors(file));
+  ASSIGN_OR_RETURN(const torch::Tensor pixels, Find(tensors, "pixels"));
+  ASSIGN_OR_RETURN(const torch::Tensor logits, Find(tensors, "logits"));
+  const int64_t classes = manifest.network().num_classes();
+  if (pixels.dim() != 4 || logits.dim() != 2 || pixels.size(0) != logits.size(0) ||
+      logits.size(1) != classes || pixels.numel() == 0) {
+    return absl::DataLossError(
+        absl::StrCat(kSelfTestFile, ": pixels must be [N, C, H, W] and logits [N, ", classes, "]"));
+  }
+  result.pictures = static_cast<int>(pixels.size(0));
+  ASSIGN_OR_RETURN(
+      const std::vector<float> answer,
+      classifier.Forward({pixels.const_data_ptr<float>(), static_cast<size_t>(pixels.numel())},
+                         result.pictures, static_cast<int>(pixels.size(2)),
+                         static_cast<int>(pixels.size(3))));
+  if (answer.size() != static_cast<size_t>(logits.numel())) {
+    return absl::InternalError(absl::StrCat("self-test: the network gave ", answer.size(),
+                                            " logits, not ", logits.numel()));
+  }
+  const float* expected = logits.const_data_ptr<float>();
+  for (size_t i = 0; i < answer.size(); ++i) {
+    const double error = std::abs(double{answer[i]} - double{expected[i]});
+    if (!std::isfinite(error)) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "self-test: logit ", i % classes, " of picture ", i / classes, " is ", answer[i],
+          ", stored was ", expected[i], "; the weights don't give finite numbers"));
+    }
+    result.max_error = std::max(result.max_error, error);
+  }
+  if (result.max_error > result.tolerance) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "self-test: a logit of ", result.pictures, " stored pictures is off by ", result.max_error,
+        ", allowed is ", result.tolerance, " (", options.dtype, " on ", options.device, ")"));
+  }
+  return result;
+}
+
+}  // namespace pyramid

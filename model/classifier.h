@@ -24,35 +24,41 @@ class Classifier {
   //   InvalidArgument    the sizes don't fit, height or width under 29 (pvt_v2_b2_li: 1)
   //   ResourceExhausted  out of memory
   //   Internal           the network failed
-  virtual absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch, int height,
-                                                     int width) = 0;
+  virtual absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch,
+                                                     int height, int width) = 0;
 
   virtual const v1::Manifest& manifest() const = 0;
 };
 
 struct ClassifierOptions {
-  std::string device = "cpu";   // "cpu", "cuda:N", "npu:N"
-  std::string dtype = "fp32";   // "fp32" | "bf16" (sums in fp32)
-  int threads = 0;              // inside one Forward; 0: as many as the machine has cores. One setting for the whole process
+  std::string device = "cpu";  // "cpu", "cuda:N", "npu:N"
+  std::string dtype = "fp32";  // "fp32" | "bf16" (sums in fp32)
+  int threads = 0;  // inside one Forward; one setting for the whole process, the last asked for. 0:
+                    // as it is, at first as many as the machine has cores
 };
 
 // Loads a checkpoint's folder, every file verified.
 //   NotFound, DataLoss, FailedPrecondition  as ReadManifest and ReadCheckpointFile
-//   InvalidArgument  unknown variant, missing, unused or misshapen tensors (listed), unusable preprocessing, unknown dtype
+//   InvalidArgument  unknown variant, missing, unused or misshapen tensors (listed), unusable
+//   preprocessing, unknown dtype or device,
+//                    threads under 0
 //   Unavailable      the device isn't there; says which are
 absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& folder,
                                                            const ClassifierOptions& options);
 
 struct SelfTestResult {
-  bool available = false;       // false: the checkpoint has no self-test
+  bool available = false;  // false: the checkpoint has no self-test
   int pictures = 0;
-  double max_error = 0;         // of any logit
-  double tolerance = 0;         // fp32 on the same kind of device 1e-4; bf16 0.25 (absolute, logits)
+  double max_error = 0;  // of any logit
+  double tolerance =
+      0;  // absolute, of a logit: fp32 on the CPU 1e-4, on another device 1e-3; bf16 0.25
 };
 
 // Runs the checkpoint's stored pictures and compares with the stored logits.
 //   FailedPrecondition  max_error > tolerance, or a logit isn't finite; the message has the numbers
-absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier, const std::filesystem::path& folder,
+//   DataLoss            the file is damaged or holds no such arrays; and what Forward returns
+absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier,
+                                           const std::filesystem::path& folder,
                                            const ClassifierOptions& options);
 
 // How a server gets its classifiers; tests give a fake.

@@ -1,7 +1,9 @@
-// Devices behind one name: "cpu", "cuda:N", "npu:N". CUDA and NPU come as run-time plug-ins; a program never links their libraries.
+// Devices behind one name: "cpu", "cuda:N", "npu:N". CUDA and NPU come as run-time plug-ins; a
+// program never links their libraries.
 #ifndef PYRAMID_MODEL_DEVICE_H_
 #define PYRAMID_MODEL_DEVICE_H_
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -11,7 +13,7 @@
 namespace pyramid {
 
 struct DeviceName {
-  std::string kind;   // "cpu" | "cuda" | "npu"
+  std::string kind;  // "cpu" | "cuda" | "npu"
   int index = 0;
 };
 
@@ -24,7 +26,8 @@ struct DeviceKind {
   std::string unavailable;  // why there is none, if there is none: "libpyramid_cuda.so: …"
 };
 
-// Every kind this build knows, probed once per process.
+// Every kind this build knows, probed once per process. Plug-ins are looked for in the program's
+// folder and in lib/ beside it.
 const std::vector<DeviceKind>& ProbeDevices();
 
 // Loads the plug-in if one is needed and makes the device current.
@@ -33,6 +36,21 @@ absl::StatusOr<DeviceName> OpenDevice(absl::string_view text);
 
 // "cpu (2 cores), cuda: none (libpyramid_cuda.so isn't installed), npu: …"
 std::string DescribeDevices();
+
+// The devices of a process, with its plug-ins in `folders`; the functions above use the one of this
+// program. Thread-safe.
+class Devices {
+ public:
+  explicit Devices(const std::vector<std::filesystem::path>& folders);
+  const std::vector<DeviceKind>& kinds() const { return kinds_; }
+  absl::StatusOr<DeviceName> Open(absl::string_view text) const;
+  std::string Describe() const;
+
+ private:
+  using OpenFunction = int (*)(int index, char* error, int error_size);
+  std::vector<DeviceKind> kinds_;   // "cpu" first
+  std::vector<OpenFunction> open_;  // of each kind; null: no plug-in
+};
 
 }  // namespace pyramid
 

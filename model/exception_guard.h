@@ -10,13 +10,15 @@
 
 namespace pyramid {
 
-// Call within a catch block: what is being handled, as a Status. Out of memory is ResourceExhausted, anything else has `code` and the
-// library's message without its backtrace. "what: message".
+// Call within a catch block: what is being handled, as a Status. Out of memory is
+// ResourceExhausted, anything else has `code` and the library's message without its backtrace.
+// "what: message".
 absl::Status StatusOfCurrentException(absl::string_view what, absl::StatusCode code);
 
 // Runs `function`, which returns absl::Status or absl::StatusOr<T>.
 template <typename Function>
-auto Guard(absl::string_view what, absl::StatusCode code, Function&& function) -> std::invoke_result_t<Function> {
+auto Guard(absl::string_view what, absl::StatusCode code, Function&& function)
+    -> std::invoke_result_t<Function> {
   try {
     return function();
   } catch (...) {

@@ -1,7 +1,8 @@
 // PVT v2: the network as a LibTorch module. Wang et al., arXiv 2106.13797.
 //
-// Parameters carry the official code's names (block1.0.attn.q.weight …), in its order. The plain path: ordinary tensor operations, any
-// dtype, any device, differentiable. Not thread-safe while training; forward in eval mode under torch::InferenceMode is.
+// Parameters carry the official code's names (block1.0.attn.q.weight …), in its order. The plain
+// path: ordinary tensor operations, any dtype, any device, differentiable. Not thread-safe while
+// training; forward in eval mode under torch::InferenceMode is.
 #ifndef PYRAMID_MODEL_PVT_V2_H_
 #define PYRAMID_MODEL_PVT_V2_H_
 
@@ -18,8 +19,8 @@ namespace pyramid {
 
 struct Variant {
   absl::string_view name;
-  std::array<int, 4> dims;       // channels of the stages
-  std::array<int, 4> depths;     // blocks
+  std::array<int, 4> dims;    // channels of the stages
+  std::array<int, 4> depths;  // blocks
   std::array<int, 4> heads;
   std::array<int, 4> mlp_ratios;
   std::array<int, 4> sr_ratios;  // side of the spatial reduction
@@ -29,12 +30,16 @@ struct Variant {
 // Null: no such variant.
 const Variant* FindVariant(absl::string_view name);
 
-// Which pictures of the global batch are dropped on which path: keyed by position in the global batch, so that results don't depend
-// on how many workers share it. The trainer sets it before each forward pass.
+// Fewest pixels of a picture's height and width: 29, in the linear variant 1.
+int SmallestSide(const Variant& variant);
+
+// Which pictures of the global batch are dropped on which path: keyed by position in the global
+// batch, so that results don't depend on how many workers share it. The trainer sets it before each
+// forward pass.
 struct DropPathKey {
-  uint64_t seed = 0;          // of the run
-  uint64_t step = 0;          // optimizer step
-  int64_t first = 0;          // position in the global batch of this forward pass's first picture
+  uint64_t seed = 0;  // of the run
+  uint64_t step = 0;  // optimizer step
+  int64_t first = 0;  // position in the global batch of this forward pass's first picture
 };
 
 class PvtV2Impl : public torch::nn::Module {
@@ -43,11 +48,12 @@ class PvtV2Impl : public torch::nn::Module {
   PvtV2Impl(const v1::NetworkConfig& config, double drop_path_rate);
   ~PvtV2Impl() override;
 
-  // x [B, in_channels, H, W] → logits [B, num_classes]. H, W ≥ 29 (linear variant: any); need not be equal.
-  // Throws c10::Error for any other shape.
+  // x [B, in_channels, H, W] → logits [B, num_classes]. H, W ≥ 29 (linear variant: any); need not
+  // be equal. Throws c10::Error for any other shape.
   torch::Tensor forward(torch::Tensor x);
 
-  // Fresh weights from `seed`: linear N(0, 0.02), convolution N(0, sqrt(2 / fan_out)), norms 1 and 0, biases 0. The same on every rank.
+  // Fresh weights from `seed`: linear N(0, 0.02), convolution N(0, sqrt(2 / fan_out)), norms 1 and
+  // 0, biases 0. The same on every rank.
   void Initialize(uint64_t seed);
 
   void set_drop_path_key(const DropPathKey& key);
@@ -59,7 +65,8 @@ class PvtV2Impl : public torch::nn::Module {
 };
 TORCH_MODULE(PvtV2);
 
-// InvalidArgument for an unknown variant (the known ones are named), class or channel counts under 1, unknown numerics.
+// InvalidArgument for an unknown variant (the known ones are named), class or channel counts under
+// 1, unknown numerics, a drop path rate outside [0, 1).
 absl::StatusOr<PvtV2> MakePvtV2(const v1::NetworkConfig& config, double drop_path_rate = 0.0);
 
 }  // namespace pyramid

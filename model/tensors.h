@@ -17,9 +17,10 @@ namespace pyramid {
 
 using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
 
-// Contiguous copies on the CPU where needed; the result owns its bytes. Dtypes: f32 f64 f16 bf16 i64 i32 u8 bool.
-absl::StatusOr<std::string> TensorsToSafetensors(const NamedTensors& tensors,
-                                                 const std::map<std::string, std::string>& metadata = {});
+// Contiguous copies on the CPU where needed; the result owns its bytes. Dtypes: f32 f64 f16 bf16
+// i64 i32 u8 bool; any other is InvalidArgument.
+absl::StatusOr<std::string> TensorsToSafetensors(
+    const NamedTensors& tensors, const std::map<std::string, std::string>& metadata = {});
 
 // Tensors that own their memory. DataLoss as ParseSafetensors.
 absl::StatusOr<NamedTensors> TensorsFromSafetensors(absl::string_view file);
@@ -27,7 +28,8 @@ absl::StatusOr<NamedTensors> TensorsFromSafetensors(absl::string_view file);
 // A module's parameters and buffers by name, in its order.
 NamedTensors StateOf(const torch::nn::Module& module);
 
-// Copies `tensors` into the module's parameters by name. Strict: InvalidArgument lists missing, unused and misshapen tensors.
+// Copies `tensors` into the module's parameters by name. Strict: InvalidArgument lists missing,
+// unused and misshapen tensors and names that come twice; then nothing is copied.
 absl::Status LoadState(torch::nn::Module& module, const NamedTensors& tensors);
 
 }  // namespace pyramid
