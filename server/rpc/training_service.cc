@@ -1,0 +1,86 @@
+#include "server/rpc/training_service.h"
+
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "proto/base/status.h"
+#include "server/rpc/handle.h"
+
+namespace pyramid {
+namespace {
+
+constexpr absl::string_view kService = "pyramid.v1.TrainingService";
+// How late a stream sees that its client has gone.
+constexpr absl::Duration kWatchPause = absl::Milliseconds(200);
+
+}  // namespace
+
+TrainingServiceImpl::TrainingServiceImpl(JobManager& jobs, Metrics& metrics,
+                                         PromoteFunction promote)
+    : jobs_(jobs), metrics_(metrics), promote_(std::move(promote)) {}
+
+grpc::Status TrainingServiceImpl::SubmitJob(grpc::ServerContext*,
+                                            const v1::SubmitJobRequest* request,
+                                            v1::SubmitJobResponse* response) {
+  return Handle(metrics_, kService, "SubmitJob", [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(*response, jobs_.Submit(*request));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status TrainingServiceImpl::GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
+                                         v1::Job* response) {
+  return Handle(metrics_, kService, "GetJob", [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(*response, jobs_.Get(request->job_id()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status TrainingServiceImpl::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
+                                           v1::ListJobsResponse* response) {
+  return Handle(metrics_, kService, "ListJobs", [&]() -> absl::Status {
+    for (v1::Job& job : jobs_.List(*request)) *response->add_jobs() = std::move(job);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status TrainingServiceImpl::WatchJob(grpc::ServerContext* context,
+                                           const v1::WatchJobRequest* request,
+                                           grpc::ServerWriter<v1::JobEvent>* writer) {
+  return Handle(metrics_, kService, "WatchJob", [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const std::unique_ptr<JobWatch> watch, jobs_.Watch(*request));
+    while (!context->IsCancelled()) {
+      const absl::StatusOr<v1::JobEvent> event = watch->Next(absl::Now() + kWatchPause);
+      if (event.ok()) {
+        if (!writer->Write(*event)) return absl::CancelledError("the client has gone");
+      } else if (absl::IsOutOfRange(event.status())) {
+        return absl::OkStatus();
+      } else if (!absl::IsDeadlineExceeded(event.status())) {
+        return event.status();
+      }
+    }
+    return absl::CancelledError("the client has gone");
+  });
+}
+
+grpc::Status TrainingServiceImpl::CancelJob(grpc::ServerContext*,
+                                            const v1::CancelJobRequest* request,
+                                            v1::Job* response) {
+  return Handle(metrics_, kService, "CancelJob", [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(*response, jobs_.Cancel(*request));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status TrainingServiceImpl::PromoteCheckpoint(grpc::ServerContext*,
+                                                    const v1::PromoteCheckpointRequest* request,
+                                                    v1::PromoteCheckpointResponse* response) {
+  return Handle(metrics_, kService, "PromoteCheckpoint", [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const std::filesystem::path folder,
+                     jobs_.CheckpointFolder(request->job_id(), request->checkpoint_id()));
+    ASSIGN_OR_RETURN(*response, promote_(folder, *request));
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace pyramid
