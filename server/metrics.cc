@@ -1,1 +1,553 @@
 #include "server/metrics.h"
+
+#include <google/protobuf/descriptor.h>
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <array>
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <set>
+#include <sstream>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "proto/base/grpc_status.h"
+#include "proto/classification.pb.h"
+#include "proto/worker.pb.h"
+
+namespace pyramid {
+namespace {
+
+using prometheus::BuildCounter;
+using prometheus::BuildGauge;
+using prometheus::BuildHistogram;
+using prometheus::Counter;
+using prometheus::Family;
+using prometheus::Gauge;
+using prometheus::Histogram;
+using prometheus::Labels;
+
+// 0.1 ms … 10 s, 1.65 apart: a quantile read from the buckets is good to about 25 %.
+const Histogram::BucketBoundaries& LatencyBounds() {
+  static const Histogram::BucketBoundaries bounds{
+      0.0001, 0.00016, 0.00025, 0.0004, 0.00064, 0.001, 0.0016, 0.0025, 0.004,
+      0.0064, 0.01,    0.016,   0.025,  0.04,    0.064, 0.1,    0.16,   0.25,
+      0.4,    0.64,    1.0,     1.6,    2.5,     4.0,   6.4,    10.0};
+  return bounds;
+}
+
+// 10 ms … 5 min: loading a model, writing a checkpoint.
+const Histogram::BucketBoundaries& FileBounds() {
+  static const Histogram::BucketBoundaries bounds{0.01, 0.025, 0.05, 0.1, 0.25, 0.5,  1.0,
+                                                  2.5,  5.0,   10.0, 30., 60.,  120., 300.};
+  return bounds;
+}
+
+// 0.1 s … 1 day: a job in the queue.
+const Histogram::BucketBoundaries& WaitBounds() {
+  static const Histogram::BucketBoundaries bounds{0.1,  0.5,   1.0,   5.0,    15.,   60.,
+                                                  300., 1800., 3600., 21600., 86400.};
+  return bounds;
+}
+
+const Histogram::BucketBoundaries& BatchBounds() {
+  static const Histogram::BucketBoundaries bounds{1, 2, 4, 8, 16, 32, 64};
+  return bounds;
+}
+
+constexpr std::array<std::pair<ModelMetrics::Stage, absl::string_view>, 4> kStages{{
+    {ModelMetrics::Stage::kDecode, "decode"},
+    {ModelMetrics::Stage::kQueue, "queue"},
+    {ModelMetrics::Stage::kForward, "forward"},
+    {ModelMetrics::Stage::kRank, "rank"},
+}};
+
+constexpr std::array<std::pair<ModelMetrics::Rejection, absl::string_view>, 6> kRejections{{
+    {ModelMetrics::Rejection::kQueueFull, "queue_full"},
+    {ModelMetrics::Rejection::kExpired, "expired"},
+    {ModelMetrics::Rejection::kCancelled, "cancelled"},
+    {ModelMetrics::Rejection::kDraining, "draining"},
+    {ModelMetrics::Rejection::kInvalid, "invalid"},
+    {ModelMetrics::Rejection::kDecode, "decode"},
+}};
+
+// What Classify promises to answer with.
+constexpr std::array<absl::StatusCode, 8> kClassifyCodes{
+    absl::StatusCode::kOk,
+    absl::StatusCode::kCancelled,
+    absl::StatusCode::kInvalidArgument,
+    absl::StatusCode::kDeadlineExceeded,
+    absl::StatusCode::kNotFound,
+    absl::StatusCode::kResourceExhausted,
+    absl::StatusCode::kUnavailable,
+    absl::StatusCode::kInternal,
+};
+
+constexpr int kGrpcCodes = 17;  // OK … Unauthenticated
+
+std::string StateLabel(v1::JobState state) {
+  return absl::AsciiStrToLower(v1::JobState_Name(state));
+}
+
+std::string FailureLabel(v1::FailureClass failure) {
+  if (failure == v1::FAILURE_CLASS_UNSPECIFIED) return "none";
+  return absl::AsciiStrToLower(v1::FailureClass_Name(failure));
+}
+
+// The services of this server, from their descriptors.
+std::vector<const google::protobuf::MethodDescriptor*> KnownMethods() {
+  std::vector<const google::protobuf::MethodDescriptor*> methods;
+  for (const google::protobuf::FileDescriptor* file :
+       {v1::ClassifyRequest::descriptor()->file(), v1::SubmitJobRequest::descriptor()->file(),
+        v1::ReportRequest::descriptor()->file()}) {
+    for (int s = 0; s < file->service_count(); ++s) {
+      for (int m = 0; m < file->service(s)->method_count(); ++m) {
+        methods.push_back(file->service(s)->method(m));
+      }
+    }
+  }
+  return methods;
+}
+
+absl::string_view GrpcType(const google::protobuf::MethodDescriptor& method) {
+  if (method.client_streaming()) return method.server_streaming() ? "bidi_stream" : "client_stream";
+  return method.server_streaming() ? "server_stream" : "unary";
+}
+
+// Seconds since 1970 at which this process started; now, where /proc doesn't say.
+double ProcessStartSeconds() {
+  std::ifstream stat("/proc/self/stat");
+  std::stringstream text;
+  text << stat.rdbuf();
+  const std::string line = text.str();
+  double boot = 0;
+  std::ifstream global("/proc/stat");
+  for (std::string word; global >> word;) {
+    if (word == "btime") {
+      global >> boot;
+      break;
+    }
+  }
+  // The name, in parentheses, may hold blanks; starttime is the 20th field after it, in ticks of 10
+  // ms.
+  const size_t close = line.rfind(')');
+  if (close != std::string::npos && boot > 0) {
+    const std::vector<std::string> fields =
+        absl::StrSplit(line.substr(close + 1), ' ', absl::SkipEmpty());
+    double ticks = 0;
+    if (fields.size() > 19 && absl::SimpleAtod(fields[19], &ticks)) return boot + ticks / 100.0;
+  }
+  return static_cast<double>(absl::ToUnixSeconds(absl::Now()));
+}
+
+// The series of one family that have been made, by labels, so that they can be found again and
+// dropped. The owner's mutex guards it.
+template <typename T>
+class SeriesMap {
+ public:
+  // `bounds` only for histograms.
+  template <typename... Bounds>
+  T& At(Family<T>& family, const Labels& labels, const Bounds&... bounds) {
+    auto [it, added] = series_.try_emplace(labels, nullptr);
+    if (added) it->second = &family.Add(labels, bounds...);
+    return *it->second;
+  }
+  void DropWhere(Family<T>& family, const std::string& label, const std::string& value) {
+    for (auto it = series_.begin(); it != series_.end();) {
+      const auto found = it->first.find(label);
+      if (found != it->first.end() && found->second == value) {
+        family.Remove(it->second);
+        it = series_.erase(it);
+      } else {
+        ++it;
+      }
+    }
+  }
+
+ private:
+  std::map<Labels, T*> series_;
+};
+
+}  // namespace
+
+struct Metrics::Families {
+  std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
+
+  Family<Counter>& NewCounter(const std::string& name, const std::string& help) {
+    return BuildCounter().Name(name).Help(help).Register(*registry);
+  }
+  Family<Gauge>& NewGauge(const std::string& name, const std::string& help) {
+    return BuildGauge().Name(name).Help(help).Register(*registry);
+  }
+  Family<Histogram>& NewHistogram(const std::string& name, const std::string& help) {
+    return BuildHistogram().Name(name).Help(help).Register(*registry);
+  }
+
+  // Process.
+  Family<Gauge>& build_info =
+      NewGauge("pyramid_build_info", "Version of the program; the value is 1.");
+  Family<Gauge>& process_start =
+      NewGauge("process_start_time_seconds", "Start of the process, seconds since 1970-01-01.");
+
+  // Serving.
+  Family<Counter>& requests = NewCounter(
+      "pyramid_serving_requests_total",
+      "Classify requests ended, by code. Version 0: refused before a version was chosen.");
+  Family<Counter>& rejected = NewCounter("pyramid_serving_rejected_images_total",
+                                         "Pictures that never reached the network, by reason.");
+  Family<Histogram>& request_seconds = NewHistogram("pyramid_serving_request_duration_seconds",
+                                                    "Time of a Classify request in its handler.");
+  Family<Histogram>& stage_seconds = NewHistogram(
+      "pyramid_serving_stage_duration_seconds",
+      "Time by stage: decode and queue per picture, forward per batch, rank per request.");
+  Family<Histogram>& batch_size =
+      NewHistogram("pyramid_serving_batch_size_images", "Pictures in a batch.");
+  Family<Counter>& images =
+      NewCounter("pyramid_serving_images_total", "Pictures that went through the network.");
+  Family<Counter>& batches = NewCounter("pyramid_serving_batches_total", "Forward passes.");
+  Family<Gauge>& queue =
+      NewGauge("pyramid_serving_queue_images", "Pictures accepted and not yet in a batch.");
+  Family<Gauge>& queue_capacity = NewGauge("pyramid_serving_queue_capacity_images",
+                                           "Pictures that may be accepted and not yet in a batch.");
+  Family<Gauge>& inflight =
+      NewGauge("pyramid_serving_inflight_requests", "Classify requests being answered.");
+  Family<Gauge>& model_info = NewGauge("pyramid_serving_model_info",
+                                       "The version in service of each model; the value is 1.");
+  Family<Histogram>& load_seconds = NewHistogram(
+      "pyramid_serving_model_load_duration_seconds",
+      "Time to load a model version: read, self-test, warm up. Failed loads included.");
+  Family<Counter>& load_failures = NewCounter("pyramid_serving_model_load_failures_total",
+                                              "Model versions that couldn't be put into service.");
+  Family<Counter>& rpc_handled =
+      NewCounter("grpc_server_handled_total", "RPCs ended on the server, by code.");
+  Family<Histogram>& rpc_seconds =
+      NewHistogram("grpc_server_handling_seconds", "Time of an RPC on the server.");
+
+  // Training.
+  Family<Gauge>& jobs = NewGauge("pyramid_jobs", "Jobs by state.");
+  Family<Counter>& attempts = NewCounter("pyramid_attempts_total",
+                                         "Attempts ended, by class of failure; none: no failure.");
+  Family<Counter>& restarts =
+      NewCounter("pyramid_job_restarts_total", "Attempts started after a failed one.");
+  Family<Histogram>& queue_wait =
+      NewHistogram("pyramid_queue_wait_seconds", "Time from submission to the first launch.");
+  Family<Histogram>& step_seconds = NewHistogram(
+      "pyramid_step_duration_seconds", "Mean time of an optimizer step, one sample a report.");
+  Family<Counter>& train_images =
+      NewCounter("pyramid_train_images_total", "Pictures trained, all workers of the job.");
+  Family<Gauge>& step = NewGauge("pyramid_job_step", "Optimizer steps done.");
+  Family<Gauge>& epoch =
+      NewGauge("pyramid_job_epoch_ratio", "Passes over the data done, of those to do.");
+  Family<Gauge>& loss = NewGauge("pyramid_train_loss", "Mean training loss since the last report.");
+  Family<Gauge>& learning_rate = NewGauge("pyramid_learning_rate", "Learning rate.");
+  Family<Gauge>& train_speed = NewGauge("pyramid_train_images_per_second",
+                                        "Pictures trained per second, all workers of the job.");
+  Family<Gauge>& val_top1 =
+      NewGauge("pyramid_val_top1_ratio", "Top-1 accuracy of the newest validation.");
+  Family<Gauge>& grad_norm = NewGauge("pyramid_grad_norm", "Global norm of the gradient.");
+  Family<Gauge>& data_wait = NewGauge("pyramid_data_wait_seconds",
+                                      "Mean wait for pictures per step since the last report.");
+  Family<Histogram>& checkpoint_seconds =
+      NewHistogram("pyramid_checkpoint_duration_seconds", "Time to write a checkpoint.");
+  Family<Gauge>& checkpoint_bytes =
+      NewGauge("pyramid_checkpoint_bytes", "Size of the newest checkpoint.");
+  Family<Counter>& checkpoint_failures = NewCounter(
+      "pyramid_checkpoint_failures_total", "Checkpoints that couldn't be written, by cause.");
+
+  // Series without labels.
+  Gauge& inflight_requests = inflight.Add({});
+  Counter& all_restarts = restarts.Add({});
+  Histogram& all_queue_wait = queue_wait.Add({}, WaitBounds());
+  Histogram& all_step_seconds = step_seconds.Add({}, LatencyBounds());
+  Histogram& all_checkpoint_seconds = checkpoint_seconds.Add({}, FileBounds());
+  Gauge& newest_checkpoint_bytes = checkpoint_bytes.Add({});
+
+  absl::Mutex mutex;
+  std::map<std::string, std::unique_ptr<ModelMetrics>, std::less<>> models ABSL_GUARDED_BY(mutex);
+  std::map<std::string, Gauge*, std::less<>> model_infos ABSL_GUARDED_BY(mutex);
+  std::map<std::string, std::string> rpc_types
+      ABSL_GUARDED_BY(mutex);  // "service/method" → grpc_type
+  SeriesMap<Counter> rpc_counters ABSL_GUARDED_BY(mutex);
+  SeriesMap<Histogram> rpc_histograms ABSL_GUARDED_BY(mutex);
+  SeriesMap<Gauge> state_gauges ABSL_GUARDED_BY(mutex);
+  SeriesMap<Counter> attempt_counters ABSL_GUARDED_BY(mutex);
+  SeriesMap<Counter> checkpoint_failure_counters ABSL_GUARDED_BY(mutex);
+  SeriesMap<Counter> job_images ABSL_GUARDED_BY(mutex);
+  std::array<std::pair<Family<Gauge>*, SeriesMap<Gauge>>, 8> job_gauges ABSL_GUARDED_BY(mutex){{
+      {&step, {}},
+      {&epoch, {}},
+      {&loss, {}},
+      {&learning_rate, {}},
+      {&train_speed, {}},
+      {&val_top1, {}},
+      {&grad_norm, {}},
+      {&data_wait, {}},
+  }};
+
+  void SetJobGauge(Family<Gauge>& family, const std::string& job, double value)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    for (auto& [known, series] : job_gauges) {
+      if (known == &family) series.At(family, {{"job", job}}).Set(value);
+    }
+  }
+};
+
+namespace {
+
+class ModelMetricsImpl final : public ModelMetrics {
+ public:
+  struct Families {
+    Family<Counter>& requests;
+    Family<Counter>& images;
+    Family<Counter>& batches;
+  };
+  struct Series {
+    std::map<Rejection, Counter*> rejected;
+    std::map<Stage, Histogram*> stages;
+    Histogram& request_seconds;
+    Histogram& batch_size;
+    Gauge& queue;
+    Gauge& queue_capacity;
+  };
+
+  ModelMetricsImpl(std::string model, const Families& families, Series series)
+      : model_(std::move(model)), families_(families), series_(std::move(series)) {
+    StartVersion(0);
+  }
+
+  void CountRequest(int64_t version, absl::StatusCode code) override {
+    absl::MutexLock lock(&mutex_);
+    Request(version, code).Increment();
+  }
+  void CountRejection(Rejection reason, int pictures) override {
+    series_.rejected.at(reason)->Increment(pictures);
+  }
+  void ObserveRequest(absl::Duration duration) override {
+    series_.request_seconds.Observe(absl::ToDoubleSeconds(duration));
+  }
+  void ObserveStage(Stage stage, absl::Duration duration) override {
+    series_.stages.at(stage)->Observe(absl::ToDoubleSeconds(duration));
+  }
+  void ObserveBatch(int64_t version, int images) override {
+    series_.batch_size.Observe(images);
+    absl::MutexLock lock(&mutex_);
+    images_.At(families_.images, VersionLabels(version)).Increment(images);
+    batches_.At(families_.batches, VersionLabels(version)).Increment();
+  }
+  void AddQueue(int images, int capacity) override {
+    series_.queue.Increment(images);
+    series_.queue_capacity.Increment(capacity);
+  }
+  void StartVersion(int64_t version) override {
+    absl::MutexLock lock(&mutex_);
+    ++loaded_[version];
+    for (const absl::StatusCode code : kClassifyCodes) Request(version, code);
+    if (version == 0) return;  // nothing goes through the network without a version
+    images_.At(families_.images, VersionLabels(version));
+    batches_.At(families_.batches, VersionLabels(version));
+  }
+  void DropVersion(int64_t version) override {
+    absl::MutexLock lock(&mutex_);
+    if (--loaded_[version] > 0) return;
+    loaded_.erase(version);
+    // All series here are this model's: the version alone tells them apart.
+    const std::string label = absl::StrCat(version);
+    requests_.DropWhere(families_.requests, "version", label);
+    images_.DropWhere(families_.images, "version", label);
+    batches_.DropWhere(families_.batches, "version", label);
+  }
+
+ private:
+  Labels VersionLabels(int64_t version) const {
+    return {{"model", model_}, {"version", absl::StrCat(version)}};
+  }
+  Counter& Request(int64_t version, absl::StatusCode code) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    Labels labels = VersionLabels(version);
+    labels["code"] = std::string(GrpcCodeName(code));
+    return requests_.At(families_.requests, labels);
+  }
+
+  const std::string model_;
+  const Families families_;
+  const Series series_;
+  absl::Mutex mutex_;
+  std::map<int64_t, int> loaded_ ABSL_GUARDED_BY(mutex_);
+  SeriesMap<Counter> requests_ ABSL_GUARDED_BY(mutex_);
+  SeriesMap<Counter> images_ ABSL_GUARDED_BY(mutex_);
+  SeriesMap<Counter> batches_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+Metrics::Metrics() : families_(std::make_unique<Families>()) {
+  Families& f = *families_;
+  f.build_info.Add({{"version", PYRAMID_VERSION}}).Set(1);
+  f.process_start.Add({}).Set(ProcessStartSeconds());
+  absl::MutexLock lock(&f.mutex);
+  for (int state = v1::QUEUED; state <= v1::JobState_MAX; ++state) {
+    f.state_gauges.At(f.jobs, {{"state", StateLabel(static_cast<v1::JobState>(state))}});
+  }
+  for (int failure = 0; failure <= v1::FailureClass_MAX; ++failure) {
+    const std::string label = FailureLabel(static_cast<v1::FailureClass>(failure));
+    f.attempt_counters.At(f.attempts, {{"class", label}});
+    if (failure != v1::FAILURE_CLASS_UNSPECIFIED) {
+      f.checkpoint_failure_counters.At(f.checkpoint_failures, {{"cause", label}});
+    }
+  }
+  for (const google::protobuf::MethodDescriptor* method : KnownMethods()) {
+    const std::string type(GrpcType(*method));
+    const std::string& service = method->service()->full_name();
+    f.rpc_types[absl::StrCat(service, "/", method->name())] = type;
+    Labels labels{{"grpc_type", type}, {"grpc_service", service}, {"grpc_method", method->name()}};
+    f.rpc_histograms.At(f.rpc_seconds, labels, LatencyBounds());
+    for (int code = 0; code < kGrpcCodes; ++code) {
+      labels["grpc_code"] = std::string(GrpcCodeName(static_cast<absl::StatusCode>(code)));
+      f.rpc_counters.At(f.rpc_handled, labels);
+    }
+  }
+}
+
+Metrics::~Metrics() = default;
+
+std::shared_ptr<prometheus::Registry> Metrics::registry() const { return families_->registry; }
+
+ModelMetrics& Metrics::ForModel(absl::string_view model) {
+  Families& f = *families_;
+  const std::string name(model);
+  absl::MutexLock lock(&f.mutex);
+  std::unique_ptr<ModelMetrics>& made = f.models[name];
+  if (made == nullptr) {
+    const Labels labels{{"model", name}};
+    ModelMetricsImpl::Series series{
+        .rejected = {},
+        .stages = {},
+        .request_seconds = f.request_seconds.Add(labels, LatencyBounds()),
+        .batch_size = f.batch_size.Add(labels, BatchBounds()),
+        .queue = f.queue.Add(labels),
+        .queue_capacity = f.queue_capacity.Add(labels)};
+    for (const auto& [reason, text] : kRejections) {
+      series.rejected[reason] = &f.rejected.Add({{"model", name}, {"reason", std::string(text)}});
+    }
+    for (const auto& [stage, text] : kStages) {
+      series.stages[stage] =
+          &f.stage_seconds.Add({{"model", name}, {"stage", std::string(text)}}, LatencyBounds());
+    }
+    f.load_seconds.Add(labels, FileBounds());
+    f.load_failures.Add(labels);
+    made = std::make_unique<ModelMetricsImpl>(
+        name, ModelMetricsImpl::Families{f.requests, f.images, f.batches}, std::move(series));
+  }
+  return *made;
+}
+
+void Metrics::AddInflight(int requests) { families_->inflight_requests.Increment(requests); }
+
+void Metrics::SetModelInfo(absl::string_view model, int64_t version, absl::string_view digest) {
+  Families& f = *families_;
+  const std::string name(model);
+  absl::MutexLock lock(&f.mutex);
+  Gauge*& info = f.model_infos[name];
+  if (info != nullptr) f.model_info.Remove(info);
+  info = &f.model_info.Add(
+      {{"model", name}, {"version", absl::StrCat(version)}, {"digest", std::string(digest)}});
+  info->Set(1);
+}
+
+void Metrics::ObserveModelLoad(absl::string_view model, absl::Duration duration, bool ok) {
+  ForModel(model);  // makes the series at 0
+  const Labels labels{{"model", std::string(model)}};
+  // Add gives the series that is there.
+  families_->load_seconds.Add(labels, FileBounds()).Observe(absl::ToDoubleSeconds(duration));
+  if (!ok) families_->load_failures.Add(labels).Increment();
+}
+
+void Metrics::CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
+                       absl::Duration duration) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  const auto type = f.rpc_types.find(absl::StrCat(service, "/", method));
+  Labels labels{{"grpc_type", type == f.rpc_types.end() ? "unary" : type->second},
+                {"grpc_service", std::string(service)},
+                {"grpc_method", std::string(method)}};
+  f.rpc_histograms.At(f.rpc_seconds, labels, LatencyBounds())
+      .Observe(absl::ToDoubleSeconds(duration));
+  labels["grpc_code"] = std::string(GrpcCodeName(code));
+  f.rpc_counters.At(f.rpc_handled, labels).Increment();
+}
+
+void Metrics::SetJobs(const std::map<v1::JobState, int>& jobs) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  for (int state = v1::QUEUED; state <= v1::JobState_MAX; ++state) {
+    const auto found = jobs.find(static_cast<v1::JobState>(state));
+    f.state_gauges.At(f.jobs, {{"state", StateLabel(static_cast<v1::JobState>(state))}})
+        .Set(found == jobs.end() ? 0 : found->second);
+  }
+}
+
+void Metrics::CountAttemptEnd(v1::FailureClass failure) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  f.attempt_counters.At(f.attempts, {{"class", FailureLabel(failure)}}).Increment();
+}
+
+void Metrics::CountRestart() { families_->all_restarts.Increment(); }
+
+void Metrics::ObserveQueueWait(absl::Duration wait) {
+  families_->all_queue_wait.Observe(absl::ToDoubleSeconds(wait));
+}
+
+void Metrics::ObserveProgress(absl::string_view job, const v1::Progress& progress,
+                              int64_t images_before) {
+  Families& f = *families_;
+  const std::string id(job);
+  absl::MutexLock lock(&f.mutex);
+  f.SetJobGauge(f.step, id, static_cast<double>(progress.step()));
+  f.SetJobGauge(f.epoch, id, progress.epochs() > 0 ? progress.epoch() / progress.epochs() : 0);
+  f.SetJobGauge(f.loss, id, progress.loss());
+  f.SetJobGauge(f.learning_rate, id, progress.learning_rate());
+  f.SetJobGauge(f.train_speed, id, progress.images_per_second());
+  f.SetJobGauge(f.grad_norm, id, progress.grad_norm());
+  f.SetJobGauge(f.data_wait, id, progress.data_wait_seconds());
+  if (progress.validated()) f.SetJobGauge(f.val_top1, id, progress.val_top1());
+  Counter& images = f.job_images.At(f.train_images, {{"job", id}});
+  // After a restart from a checkpoint the job's count may step back; a counter doesn't.
+  if (progress.images() > images_before) {
+    images.Increment(static_cast<double>(progress.images() - images_before));
+    if (progress.step_seconds() > 0) f.all_step_seconds.Observe(progress.step_seconds());
+  }
+}
+
+void Metrics::ObserveCheckpoint(absl::Duration duration, int64_t bytes) {
+  families_->all_checkpoint_seconds.Observe(absl::ToDoubleSeconds(duration));
+  families_->newest_checkpoint_bytes.Set(static_cast<double>(bytes));
+}
+
+void Metrics::CountCheckpointFailure(v1::FailureClass cause) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  f.checkpoint_failure_counters.At(f.checkpoint_failures, {{"cause", FailureLabel(cause)}})
+      .Increment();
+}
+
+void Metrics::DropJob(absl::string_view job) {
+  Families& f = *families_;
+  const std::string id(job);
+  absl::MutexLock lock(&f.mutex);
+  for (auto& [family, series] : f.job_gauges) series.DropWhere(*family, "job", id);
+  f.job_images.DropWhere(f.train_images, "job", id);
+}
+
+}  // namespace pyramid

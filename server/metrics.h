@@ -1,9 +1,12 @@
-// Every metric of the server, as a typed member: nobody else types a name. Thread-safe. docs/metrics.md lists them.
+// Every metric of the server, as a typed member: nobody else types a name. Thread-safe.
+// docs/metrics.md lists them.
 //
-// Units are in the names. Label values are bounded: models in service, jobs not ended, gRPC codes, stages, reasons.
+// Units are in the names. Label values are bounded: models in service, jobs not ended, gRPC codes,
+// stages, reasons.
 #ifndef PYRAMID_SERVER_METRICS_H_
 #define PYRAMID_SERVER_METRICS_H_
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -19,19 +22,34 @@ class Registry;
 
 namespace pyramid {
 
-// Serving metrics of one model name; made once, lives as long as Metrics.
+// Serving metrics of one model name; made once, lives as long as Metrics. Several versions of it
+// may be loaded at once.
 class ModelMetrics {
  public:
   enum class Stage { kDecode, kQueue, kForward, kRank };
   enum class Rejection { kQueueFull, kExpired, kCancelled, kDraining, kInvalid, kDecode };
 
   virtual ~ModelMetrics() = default;
-  virtual void CountRequest(int64_t version, absl::StatusCode code) = 0;  // pyramid_serving_requests_total{model,version,code}
-  virtual void CountRejection(Rejection reason, int pictures) = 0;        // pyramid_serving_rejected_images_total{model,reason}
-  virtual void ObserveRequest(absl::Duration duration) = 0;               // pyramid_serving_request_duration_seconds{model}
-  virtual void ObserveStage(Stage stage, absl::Duration duration) = 0;    // pyramid_serving_stage_duration_seconds{model,stage}
-  virtual void ObserveBatch(int64_t version, int images) = 0;             // …batch_size_images{model}, …images_total, …batches_total{model,version}
-  virtual void SetQueue(int images, int capacity) = 0;                    // …queue_images, …queue_capacity_images{model}
+  virtual void CountRequest(int64_t version,
+                            absl::StatusCode code) = 0;  // pyramid_serving_requests_total{model,version,code};
+                                                         // version 0: refused before one was chosen
+  virtual void CountRejection(
+      Rejection reason, int pictures) = 0;  // pyramid_serving_rejected_images_total{model,reason}
+  virtual void ObserveRequest(
+      absl::Duration duration) = 0;  // pyramid_serving_request_duration_seconds{model}
+  virtual void ObserveStage(
+      Stage stage,
+      absl::Duration duration) = 0;  // pyramid_serving_stage_duration_seconds{model,stage}
+  virtual void ObserveBatch(
+      int64_t version,
+      int images) = 0;  // …batch_size_images{model}, …images_total, …batches_total{model,version}
+  // Changes …queue_images and …queue_capacity_images{model}, which are sums over the loaded
+  // versions.
+  virtual void AddQueue(int images, int capacity) = 0;
+  // The series of a version start at 0 when it is loaded and go when it is unloaded. Calls are
+  // paired; a version may be loaded twice.
+  virtual void StartVersion(int64_t version) = 0;
+  virtual void DropVersion(int64_t version) = 0;
 };
 
 class Metrics {
@@ -46,24 +64,34 @@ class Metrics {
 
   // Serving.
   ModelMetrics& ForModel(absl::string_view model);
-  void AddInflight(int requests);                                          // pyramid_serving_inflight_requests
-  void SetModelInfo(absl::string_view model, int64_t version, absl::string_view digest);  // pyramid_serving_model_info = 1; drops the old version's
-  void ObserveModelLoad(absl::string_view model, absl::Duration duration, bool ok);  // pyramid_serving_model_load_duration_seconds, …failures_total
-  // grpc_server_handled_total, grpc_server_handling_seconds {grpc_type,grpc_service,grpc_method[,grpc_code]}
-  void CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code, absl::Duration duration);
+  void AddInflight(int requests);  // pyramid_serving_inflight_requests
+  void SetModelInfo(
+      absl::string_view model, int64_t version,
+      absl::string_view digest);  // pyramid_serving_model_info = 1; drops the old version's
+  void ObserveModelLoad(absl::string_view model, absl::Duration duration,
+                        bool ok);  // pyramid_serving_model_load_duration_seconds, …failures_total
+  // grpc_server_handled_total, grpc_server_handling_seconds
+  // {grpc_type,grpc_service,grpc_method[,grpc_code]}
+  void CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
+                absl::Duration duration);
 
   // Training.
-  void SetJobs(const std::map<v1::JobState, int>& jobs);                   // pyramid_jobs{state}; every state is present
-  void CountAttemptEnd(v1::FailureClass failure);                          // pyramid_attempts_total{class}; "none": no failure
-  void CountRestart();                                                     // pyramid_job_restarts_total
-  void ObserveQueueWait(absl::Duration wait);                              // pyramid_queue_wait_seconds
-  // Gauges labelled {job}: pyramid_job_step, _job_epoch_ratio, _train_loss, _learning_rate, _train_images_per_second, _val_top1_ratio,
-  // _grad_norm, _data_wait_seconds. Counter pyramid_train_images_total{job}, histogram pyramid_step_duration_seconds. `images_before` is
+  void SetJobs(
+      const std::map<v1::JobState, int>& jobs);  // pyramid_jobs{state}; every state is present
+  void CountAttemptEnd(
+      v1::FailureClass failure);               // pyramid_attempts_total{class}; "none": no failure
+  void CountRestart();                         // pyramid_job_restarts_total
+  void ObserveQueueWait(absl::Duration wait);  // pyramid_queue_wait_seconds
+  // Gauges labelled {job}: pyramid_job_step, _job_epoch_ratio, _train_loss, _learning_rate,
+  // _train_images_per_second, _val_top1_ratio, _grad_norm, _data_wait_seconds. Counter
+  // pyramid_train_images_total{job}, histogram pyramid_step_duration_seconds. `images_before` is
   // progress.images of the previous report of the job.
   void ObserveProgress(absl::string_view job, const v1::Progress& progress, int64_t images_before);
-  void ObserveCheckpoint(absl::Duration duration, int64_t bytes);          // pyramid_checkpoint_duration_seconds, pyramid_checkpoint_bytes
-  void CountCheckpointFailure(v1::FailureClass cause);                     // pyramid_checkpoint_failures_total{cause}
-  void DropJob(absl::string_view job);                                     // its series go when it ends
+  void ObserveCheckpoint(
+      absl::Duration duration,
+      int64_t bytes);  // pyramid_checkpoint_duration_seconds, pyramid_checkpoint_bytes
+  void CountCheckpointFailure(v1::FailureClass cause);  // pyramid_checkpoint_failures_total{cause}
+  void DropJob(absl::string_view job);                  // its series go when it ends
 
  private:
   struct Families;

@@ -1,6 +1,8 @@
-// What every RPC handler does around its work: times it, maps absl::Status to grpc::Status, counts it (grpc_server_* metrics).
+// What every RPC handler does around its work: times it, maps absl::Status to grpc::Status, counts
+// it (grpc_server_* metrics).
 //
-//   grpc::Status GetJob(grpc::ServerContext*, const v1::GetJobRequest* request, v1::Job* job) override {
+//   grpc::Status GetJob(grpc::ServerContext*, const v1::GetJobRequest* request, v1::Job* job)
+//   override {
 //     return Handle(metrics_, kService, "GetJob", [&]() -> absl::Status {
 //       ASSIGN_OR_RETURN(*job, manager_.Get(request->job_id()));
 //       return absl::OkStatus();
@@ -32,14 +34,16 @@ class RpcCall {
   RpcCall(Metrics& metrics, absl::string_view service, absl::string_view method)
       : metrics_(metrics), service_(service), method_(method), started_(absl::Now()) {}
 
-  // Counts the call and gives the status to finish it with. Once. What points at us or at a broken store goes to the log as well.
+  // Counts the call and gives the status to finish it with. Once. What points at us or at a broken
+  // store goes to the log as well.
   grpc::Status End(const absl::Status& status) {
     metrics_.CountRpc(service_, method_, status.code(), absl::Now() - started_);
     if (status.code() == absl::StatusCode::kInternal ||
         status.code() == absl::StatusCode::kUnknown ||
         status.code() == absl::StatusCode::kDataLoss) {
-      log::Error("rpc_failed",
-                 {{"method", method_}, {"code", GrpcCodeName(status.code())}, {"error", status.message()}});
+      log::Error("rpc_failed", {{"method", method_},
+                                {"code", GrpcCodeName(status.code())},
+                                {"error", status.message()}});
     }
     return ToGrpc(status);
   }

@@ -23,8 +23,8 @@ class FakeClock final : public Clock {
 
   void Advance(absl::Duration duration) { nanos_ += absl::ToInt64Nanoseconds(duration); }
 
-  bool AwaitUntil(absl::Mutex& mutex, const absl::Condition& condition, absl::Time deadline) override
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+  bool AwaitUntil(absl::Mutex& mutex, const absl::Condition& condition,
+                  absl::Time deadline) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     if (deadline != absl::InfiniteFuture()) ++waiting_;
     while (!condition.Eval() && Now() < deadline) {
       mutex.AwaitWithTimeout(condition, absl::Milliseconds(1));

@@ -1,0 +1,43 @@
+// ClassificationService over gRPC's callback API: conversion only. No thread waits while a request
+// is answered.
+#ifndef PYRAMID_SERVER_RPC_CLASSIFICATION_SERVICE_H_
+#define PYRAMID_SERVER_RPC_CLASSIFICATION_SERVICE_H_
+
+#include <cstdint>
+
+#include "grpcpp/grpcpp.h"
+#include "proto/classification.grpc.pb.h"
+#include "server/metrics.h"
+#include "server/serving/classify.h"
+#include "server/serving/model_registry.h"
+
+namespace pyramid {
+
+// The key of the trailing metadata that says when to come back, in milliseconds, with
+// RESOURCE_EXHAUSTED.
+inline constexpr char kPushbackKey[] = "grpc-retry-pushback-ms";
+
+class ClassificationService final : public v1::ClassificationService::CallbackService {
+ public:
+  // All must outlive the service. `max_message_bytes`: what the server was built with; ListModels
+  // tells it.
+  ClassificationService(ClassifyPipeline& pipeline, const ModelRegistry& registry, Metrics& metrics,
+                        int64_t max_message_bytes);
+
+  grpc::ServerUnaryReactor* Classify(grpc::CallbackServerContext* context,
+                                     const v1::ClassifyRequest* request,
+                                     v1::ClassifyResponse* response) override;
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+
+ private:
+  ClassifyPipeline& pipeline_;
+  const ModelRegistry& registry_;
+  Metrics& metrics_;
+  const int64_t max_message_bytes_;
+};
+
+}  // namespace pyramid
+
+#endif  // PYRAMID_SERVER_RPC_CLASSIFICATION_SERVICE_H_

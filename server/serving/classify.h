@@ -1,0 +1,108 @@
+// The way of a Classify request: admit → decode and preprocess (decode pool) → batch (the version's
+// batch thread) → rank.
+//
+// Nothing is decoded for a request that can't be answered: the deadline, the version and room in
+// the queue come first, and deadline and caller are looked at again before each picture.
+// Thread-safe; Classify never blocks.
+#ifndef PYRAMID_SERVER_SERVING_CLASSIFY_H_
+#define PYRAMID_SERVER_SERVING_CLASSIFY_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "model/preprocess.h"
+#include "proto/base/clock.h"
+#include "proto/classification.pb.h"
+#include "server/metrics.h"
+#include "server/serving/batcher.h"
+#include "server/serving/model_registry.h"
+#include "server/serving/work_pool.h"
+
+namespace pyramid {
+
+class ClassifyPipeline {
+ public:
+  struct Options {
+    int max_pictures = 64;  // per request; at most Batcher::Options::max_queue
+    int decode_threads = 2;
+    int decode_queue = 512;  // pictures waiting to be decoded
+    DecodeLimits decode;
+  };
+  using Done = absl::AnyInvocable<void(absl::StatusOr<v1::ClassifyResponse>) &&>;
+
+  // All must outlive the pipeline.
+  ClassifyPipeline(const Options& options, ModelRegistry& registry, Metrics& metrics,
+                   Clock& clock = Clock::Real());
+  ~ClassifyPipeline();  // waits for the requests in progress
+  ClassifyPipeline(const ClassifyPipeline&) = delete;
+  ClassifyPipeline& operator=(const ClassifyPipeline&) = delete;
+
+  // Calls `done` exactly once, from any thread, perhaps before this returns. `request` must live
+  // until then; `cancelled` may be set by then. A picture that can't be decoded carries its own
+  // error. Of the whole request:
+  //   InvalidArgument    no picture, over max_pictures, a picture without content, a tensor of the
+  //   wrong shape, negative top_k NotFound           no such model or version ResourceExhausted  a
+  //   queue is full; PushbackMillis says when to come back DeadlineExceeded   `deadline` has passed
+  //   Cancelled          the caller is gone
+  //   Unavailable        draining
+  //   DataLoss           the version named is damaged on disk
+  //   Internal           the network failed
+  void Classify(const v1::ClassifyRequest& request, absl::Time deadline, CancelFlag cancelled,
+                Done done);
+
+  // From now on requests get Unavailable. Waits until those in progress have been answered; false:
+  // `until` came first.
+  bool Drain(absl::Time until);
+
+  const Options& options() const { return options_; }
+
+ private:
+  struct Call;
+
+  absl::Status Admit(Call& call);
+  void LoadThenStart(const std::shared_ptr<Call>& call);
+  void Start(const std::shared_ptr<Call>& call);
+  absl::Status AdmitPictures(const std::shared_ptr<Call>& call);
+  void Decode(const std::shared_ptr<Call>& call, int index);
+  void Decoded(const std::shared_ptr<Call>& call, int index,
+               absl::StatusOr<std::vector<float>> pixels, absl::Duration duration);
+  void Answered(const std::shared_ptr<Call>& call, int index,
+                absl::StatusOr<Batcher::Answer> answer);
+  void Finish(Call& call);
+  void End(Call& call, absl::StatusOr<v1::ClassifyResponse> result);
+
+  const Options options_;
+  ModelRegistry& registry_;
+  Metrics& metrics_;
+  Clock& clock_;
+
+  absl::Mutex mutex_;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  int in_progress_ ABSL_GUARDED_BY(mutex_) = 0;
+
+  // Last: their threads use what is above.
+  WorkPool decode_pool_;
+  WorkPool load_pool_;  // versions that a request names and nobody has loaded
+};
+
+// The best `top_k` classes, best first (the lower index of equals), with softmax probabilities
+// summed in double. `labels` empty: the index as text. Internal: a logit isn't finite.
+absl::StatusOr<std::vector<v1::Prediction>> Rank(
+    std::span<const float> logits, const google::protobuf::RepeatedPtrField<std::string>& labels,
+    int top_k);
+
+// InvalidArgument unless a network with `channels` input channels can take the tensor.
+absl::Status CheckTensorShape(const v1::ImageTensor& tensor, int channels);
+
+}  // namespace pyramid
+
+#endif  // PYRAMID_SERVER_SERVING_CLASSIFY_H_

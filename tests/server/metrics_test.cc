@@ -1,0 +1,229 @@
+#include "server/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "proto/base/file.h"
+#include "tests/testing/metrics_text.h"
+#include "tests/testing/temp_folder.h"
+
+namespace pyramid {
+namespace {
+
+using testing::HasSeries;
+using ::testing::HasSubstr;
+using testing::MetricsText;
+using testing::Sample;
+
+v1::Progress SomeProgress() {
+  v1::Progress progress;
+  progress.set_step(30);
+  progress.set_epoch(1.5);
+  progress.set_epochs(6);
+  progress.set_loss(0.75);
+  progress.set_learning_rate(0.001);
+  progress.set_images_per_second(1234);
+  progress.set_images(3000);
+  progress.set_step_seconds(0.2);
+  progress.set_grad_norm(2.5);
+  progress.set_data_wait_seconds(0.01);
+  return progress;
+}
+
+// Everything there is, each at least once.
+void CountEverything(Metrics& metrics) {
+  ModelMetrics& model = metrics.ForModel("fashion");
+  model.StartVersion(3);
+  model.CountRequest(3, absl::StatusCode::kOk);
+  model.CountRejection(ModelMetrics::Rejection::kExpired, 4);
+  model.ObserveRequest(absl::Milliseconds(20));
+  model.ObserveStage(ModelMetrics::Stage::kForward, absl::Milliseconds(15));
+  model.ObserveBatch(3, 7);
+  model.AddQueue(5, 256);
+  metrics.AddInflight(1);
+  metrics.SetModelInfo("fashion", 3, "sha256:ab");
+  metrics.ObserveModelLoad("fashion", absl::Seconds(1), false);
+  metrics.CountRpc("pyramid.v1.TrainingService", "WatchJob", absl::StatusCode::kNotFound,
+                   absl::Milliseconds(2));
+  metrics.SetJobs({{v1::RUNNING, 2}});
+  metrics.CountAttemptEnd(v1::WORKER_LOST);
+  metrics.CountRestart();
+  metrics.ObserveQueueWait(absl::Seconds(3));
+  metrics.ObserveProgress("job-1", SomeProgress(), 2000);
+  metrics.ObserveCheckpoint(absl::Seconds(2), 14'000'000);
+  metrics.CountCheckpointFailure(v1::DISK_FULL);
+}
+
+TEST(MetricsTest, PromtoolFindsNothingToComplainAbout) {
+  Metrics metrics;
+  CountEverything(metrics);
+  testing::TempFolder folder;
+  ASSERT_TRUE(WriteFileAtomically(folder / "metrics.txt", MetricsText(metrics)).ok());
+  if (std::system("command -v promtool >/dev/null") != 0)
+    GTEST_SKIP() << "promtool isn't installed";
+  const std::string command =
+      absl::StrCat("promtool check metrics <", (folder / "metrics.txt").string(), " >",
+                   (folder / "output").string(), " 2>&1");
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 0) << ReadFile(folder / "output").value();
+  EXPECT_EQ(ReadFile(folder / "output").value(), "");
+}
+
+TEST(MetricsTest, PromtoolIsContentBeforeAnythingIsCounted) {
+  Metrics metrics;
+  testing::TempFolder folder;
+  ASSERT_TRUE(WriteFileAtomically(folder / "metrics.txt", MetricsText(metrics)).ok());
+  if (std::system("command -v promtool >/dev/null") != 0)
+    GTEST_SKIP() << "promtool isn't installed";
+  const std::string command =
+      absl::StrCat("promtool check metrics <", (folder / "metrics.txt").string(), " 2>&1");
+  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 0);
+}
+
+TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
+  Metrics metrics;
+  metrics.ForModel("fashion").StartVersion(1);
+  for (
+      const char* series : {
+          R"(pyramid_serving_requests_total{code="OK",model="fashion",version="1"})",
+          R"(pyramid_serving_requests_total{code="DeadlineExceeded",model="fashion",version="1"})",
+          R"(pyramid_serving_requests_total{code="NotFound",model="fashion",version="0"})",
+          R"(pyramid_serving_rejected_images_total{model="fashion",reason="queue_full"})",
+          R"(pyramid_serving_rejected_images_total{model="fashion",reason="decode"})",
+          R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="queue"})",
+          R"(pyramid_serving_request_duration_seconds_count{model="fashion"})",
+          R"(pyramid_serving_batch_size_images_count{model="fashion"})",
+          R"(pyramid_serving_images_total{model="fashion",version="1"})",
+          R"(pyramid_serving_queue_images{model="fashion"})",
+          R"(pyramid_serving_model_load_failures_total{model="fashion"})",
+          R"(pyramid_jobs{state="queued"})",
+          R"(pyramid_jobs{state="failed"})",
+          R"(pyramid_attempts_total{class="none"})",
+          R"(pyramid_attempts_total{class="worker_lost"})",
+          R"(pyramid_checkpoint_failures_total{cause="disk_full"})",
+          "pyramid_job_restarts_total",
+          "pyramid_serving_inflight_requests",
+          R"(grpc_server_handled_total{grpc_code="Internal",grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})",
+          R"(grpc_server_handled_total{grpc_code="OK",grpc_method="Report",grpc_service="pyramid.v1.WorkerService",grpc_type="unary"})",
+      }) {
+    EXPECT_EQ(Sample(metrics, series), 0) << series;
+  }
+  EXPECT_THAT(MetricsText(metrics), HasSubstr("pyramid_build_info{version=\""));
+}
+
+TEST(MetricsTest, EachCallCountsWhereItsNameSays) {
+  Metrics metrics;
+  CountEverything(metrics);
+  const std::pair<const char*, double> expected[] = {
+      {R"(pyramid_serving_requests_total{code="OK",model="fashion",version="3"})", 1},
+      {R"(pyramid_serving_rejected_images_total{model="fashion",reason="expired"})", 4},
+      {R"(pyramid_serving_request_duration_seconds_sum{model="fashion"})", 0.02},
+      {R"(pyramid_serving_stage_duration_seconds_sum{model="fashion",stage="forward"})", 0.015},
+      {R"(pyramid_serving_batch_size_images_bucket{model="fashion",le="4"})", 0},
+      {R"(pyramid_serving_batch_size_images_bucket{model="fashion",le="8"})", 1},
+      {R"(pyramid_serving_images_total{model="fashion",version="3"})", 7},
+      {R"(pyramid_serving_batches_total{model="fashion",version="3"})", 1},
+      {R"(pyramid_serving_queue_images{model="fashion"})", 5},
+      {R"(pyramid_serving_queue_capacity_images{model="fashion"})", 256},
+      {"pyramid_serving_inflight_requests", 1},
+      {R"(pyramid_serving_model_info{digest="sha256:ab",model="fashion",version="3"})", 1},
+      {R"(pyramid_serving_model_load_duration_seconds_sum{model="fashion"})", 1},
+      {R"(pyramid_serving_model_load_failures_total{model="fashion"})", 1},
+      {R"(grpc_server_handled_total{grpc_code="NotFound",grpc_method="WatchJob",grpc_service="pyramid.v1.TrainingService",grpc_type="server_stream"})",
+       1},
+      {R"(pyramid_jobs{state="running"})", 2},
+      {R"(pyramid_attempts_total{class="worker_lost"})", 1},
+      {"pyramid_job_restarts_total", 1},
+      {"pyramid_queue_wait_seconds_sum", 3},
+      {R"(pyramid_job_step{job="job-1"})", 30},
+      {R"(pyramid_job_epoch_ratio{job="job-1"})", 0.25},
+      {R"(pyramid_train_loss{job="job-1"})", 0.75},
+      {R"(pyramid_learning_rate{job="job-1"})", 0.001},
+      {R"(pyramid_train_images_per_second{job="job-1"})", 1234},
+      {R"(pyramid_grad_norm{job="job-1"})", 2.5},
+      {R"(pyramid_data_wait_seconds{job="job-1"})", 0.01},
+      {R"(pyramid_train_images_total{job="job-1"})", 1000},
+      {"pyramid_step_duration_seconds_sum", 0.2},
+      {"pyramid_checkpoint_duration_seconds_sum", 2},
+      {"pyramid_checkpoint_bytes", 14'000'000},
+      {R"(pyramid_checkpoint_failures_total{cause="disk_full"})", 1},
+  };
+  for (const auto& [series, value] : expected) {
+    EXPECT_NEAR(Sample(metrics, series), value, 1e-9) << series;
+  }
+}
+
+TEST(MetricsTest, ValidationAppearsOnceMeasured) {
+  Metrics metrics;
+  v1::Progress progress = SomeProgress();
+  metrics.ObserveProgress("job-1", progress, 0);
+  EXPECT_FALSE(HasSeries(metrics, R"(pyramid_val_top1_ratio{job="job-1"})"));
+  progress.set_validated(true);
+  progress.set_val_top1(0.91);
+  metrics.ObserveProgress("job-1", progress, 3000);
+  EXPECT_DOUBLE_EQ(Sample(metrics, R"(pyramid_val_top1_ratio{job="job-1"})"), 0.91);
+}
+
+TEST(MetricsTest, ImagesNeverCountBackwardsAfterARestart) {
+  Metrics metrics;
+  v1::Progress progress = SomeProgress();
+  metrics.ObserveProgress("job-1", progress, 0);
+  progress.set_images(1000);
+  metrics.ObserveProgress("job-1", progress, 3000);
+  EXPECT_EQ(Sample(metrics, R"(pyramid_train_images_total{job="job-1"})"), 3000);
+  progress.set_images(1200);
+  metrics.ObserveProgress("job-1", progress, 1000);
+  EXPECT_EQ(Sample(metrics, R"(pyramid_train_images_total{job="job-1"})"), 3200);
+}
+
+TEST(MetricsTest, AnEndedJobLeavesNoSeries) {
+  Metrics metrics;
+  metrics.ObserveProgress("job-1", SomeProgress(), 0);
+  metrics.ObserveProgress("job-2", SomeProgress(), 0);
+  metrics.DropJob("job-1");
+  EXPECT_FALSE(absl::StrContains(MetricsText(metrics), "job-1"));
+  EXPECT_EQ(Sample(metrics, R"(pyramid_job_step{job="job-2"})"), 30);
+}
+
+TEST(MetricsTest, AnUnloadedVersionLeavesNoSeries) {
+  Metrics metrics;
+  ModelMetrics& model = metrics.ForModel("fashion");
+  model.StartVersion(1);
+  model.StartVersion(2);
+  model.DropVersion(1);
+  EXPECT_FALSE(absl::StrContains(MetricsText(metrics), R"(version="1")"));
+  EXPECT_TRUE(absl::StrContains(MetricsText(metrics), R"(version="2")"));
+}
+
+TEST(MetricsTest, AVersionLoadedTwiceKeepsItsSeriesUntilBothAreGone) {
+  Metrics metrics;
+  ModelMetrics& model = metrics.ForModel("fashion");
+  model.StartVersion(1);
+  model.StartVersion(1);
+  model.ObserveBatch(1, 2);
+  model.DropVersion(1);
+  EXPECT_EQ(Sample(metrics, R"(pyramid_serving_images_total{model="fashion",version="1"})"), 2);
+  model.DropVersion(1);
+  EXPECT_FALSE(HasSeries(metrics, R"(pyramid_serving_images_total{model="fashion",version="1"})"));
+}
+
+TEST(MetricsTest, ModelInfoNamesOnlyTheVersionInService) {
+  Metrics metrics;
+  metrics.SetModelInfo("fashion", 1, "sha256:one");
+  metrics.SetModelInfo("fashion", 2, "sha256:two");
+  EXPECT_FALSE(absl::StrContains(MetricsText(metrics), "sha256:one"));
+  EXPECT_EQ(
+      Sample(metrics,
+             R"(pyramid_serving_model_info{digest="sha256:two",model="fashion",version="2"})"),
+      1);
+}
+
+}  // namespace
+}  // namespace pyramid

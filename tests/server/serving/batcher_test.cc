@@ -1,0 +1,453 @@
+#include "server/serving/batcher.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "server/serving/pushback.h"
+#include "tests/testing/fake_classifier.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/metrics_text.h"
+#include "tests/testing/status_matchers.h"
+
+namespace pyramid {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::FakeClassifier;
+using testing::FakeClock;
+using testing::FakeManifest;
+using testing::FakeNetwork;
+using ::testing::HasSubstr;
+using testing::Sample;
+using testing::StatusIs;
+
+constexpr absl::Time kStart = absl::UnixEpoch();
+
+absl::Time At(int milliseconds) { return kStart + absl::Milliseconds(milliseconds); }
+
+// The policy. Pictures: arrival in ms, deadline in ms (-1: none), size, cancelled.
+struct Waiter {
+  int arrival = 0;
+  int deadline = -1;
+  int height = 32;
+  int width = 32;
+  bool cancelled = false;
+};
+
+struct CutCase {
+  const char* name;
+  std::vector<Waiter> queue;
+  int now = 0;
+  int max_batch = 3;
+  int max_delay = 0;
+  bool draining = false;
+  std::string verdicts;  // R runs, W waits, E expired, C cancelled
+  int look_again = -1;   // -1: never
+};
+
+class CutBatchTest : public ::testing::TestWithParam<CutCase> {};
+
+TEST_P(CutBatchTest, GivesEachPictureItsVerdict) {
+  const CutCase& c = GetParam();
+  std::vector<WaitingPicture> queue;
+  for (const Waiter& w : c.queue) {
+    queue.push_back({w.height, w.width, At(w.arrival),
+                     w.deadline < 0 ? absl::InfiniteFuture() : At(w.deadline), w.cancelled});
+  }
+  Batcher::Options options;
+  options.max_batch = c.max_batch;
+  options.max_delay = absl::Milliseconds(c.max_delay);
+  const BatchCut cut = CutBatch(queue, At(c.now), options, c.draining);
+  std::string verdicts;
+  for (const Verdict verdict : cut.verdicts) verdicts += "WREC"[static_cast<int>(verdict)];
+  EXPECT_EQ(verdicts, c.verdicts);
+  EXPECT_EQ(cut.look_again, c.look_again < 0 ? absl::InfiniteFuture() : At(c.look_again));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Policy, CutBatchTest,
+    ::testing::Values(
+        CutCase{.name = "NothingWaits", .queue = {}, .verdicts = ""},
+        CutCase{.name = "ALonelyPictureRunsAtOnce", .queue = {{}}, .verdicts = "R"},
+        CutCase{.name = "WhatGatheredRunsTogether", .queue = {{}, {}, {}}, .verdicts = "RRR"},
+        CutCase{.name = "CutAtMaxBatch", .queue = {{}, {}, {}, {}}, .verdicts = "RRRW"},
+        CutCase{.name = "CutWhereTheHeightChanges",
+                .queue = {{}, {.height = 64}, {}},
+                .verdicts = "RWW"},
+        CutCase{
+            .name = "CutWhereTheWidthChanges", .queue = {{}, {}, {.width = 64}}, .verdicts = "RRW"},
+        CutCase{.name = "CutWherePixelsExceedThreeUsualPictures",
+                .queue = {{.height = 300, .width = 300},
+                          {.height = 300, .width = 300},
+                          {.height = 300, .width = 300}},
+                .verdicts = "RWW"},
+        CutCase{.name = "AHugePictureRunsAlone",
+                .queue = {{.height = 1024, .width = 1024}, {.height = 1024, .width = 1024}},
+                .verdicts = "RW"},
+        CutCase{.name = "WaitsForCompanyUntilTheOldestReachesMaxDelay",
+                .queue = {{.arrival = 1}, {.arrival = 3}},
+                .now = 4,
+                .max_delay = 5,
+                .verdicts = "WW",
+                .look_again = 6},
+        CutCase{.name = "RunsWhenTheOldestReachesMaxDelay",
+                .queue = {{.arrival = 1}, {.arrival = 3}},
+                .now = 6,
+                .max_delay = 5,
+                .verdicts = "RR"},
+        CutCase{.name = "AFullBatchWaitsForNobody",
+                .queue = {{}, {}, {}},
+                .max_delay = 5,
+                .verdicts = "RRR"},
+        CutCase{.name = "ABatchThatCannotGrowWaitsForNobody",
+                .queue = {{}, {.height = 64}},
+                .max_delay = 5,
+                .verdicts = "RW"},
+        CutCase{.name = "DrainingWaitsForNobody",
+                .queue = {{}},
+                .max_delay = 5,
+                .draining = true,
+                .verdicts = "R"},
+        CutCase{.name = "ADeadlineWithinTheDelayIsNotWaitedFor",
+                .queue = {{}, {.deadline = 4}},
+                .max_delay = 5,
+                .verdicts = "RR"},
+        CutCase{.name = "ExpiredAtItsDeadline",
+                .queue = {{.deadline = 5}, {.deadline = 6}},
+                .now = 5,
+                .verdicts = "ER"},
+        CutCase{.name = "TheExpiredTakeNoPlaceInTheBatch",
+                .queue = {{}, {.deadline = 1}, {}, {}},
+                .now = 2,
+                .verdicts = "RERR"},
+        CutCase{.name = "TheExpiredBehindTheBatchGoToo",
+                .queue = {{}, {}, {}, {.deadline = 1}, {}},
+                .now = 2,
+                .verdicts = "RRREW"},
+        CutCase{.name = "CancelledOnesAreTakenOut",
+                .queue = {{.cancelled = true}, {}, {.cancelled = true}},
+                .verdicts = "CRC"},
+        CutCase{.name = "ExpiredComesBeforeCancelled",
+                .queue = {{.deadline = 1, .cancelled = true}},
+                .now = 1,
+                .verdicts = "E"},
+        CutCase{.name = "TheExpiredGoWhileOthersWaitForCompany",
+                .queue = {{.arrival = 0, .deadline = 2}, {.arrival = 1}},
+                .now = 3,
+                .max_delay = 5,
+                .verdicts = "EW",
+                .look_again = 6}),
+    [](const auto& test) { return std::string(test.param.name); });
+
+// The shell.
+class BatcherTest : public ::testing::Test {
+ protected:
+  void Make(Batcher::Options options = {}) {
+    batcher_ = std::make_unique<Batcher>(classifier_, options, metrics_.ForModel("m"), 7, clock_);
+  }
+  // One picture whose mean is `mean`; the answer's status and first logit are appended to answers_.
+  Batcher::Picture Picture(float mean, absl::Time deadline = absl::InfiniteFuture(),
+                           CancelFlag cancelled = nullptr, int side = 32) {
+    Batcher::Picture picture;
+    picture.pixels.assign(static_cast<size_t>(side) * static_cast<size_t>(side), mean);
+    picture.height = side;
+    picture.width = side;
+    picture.deadline = deadline;
+    picture.cancelled = std::move(cancelled);
+    picture.done = [this](absl::StatusOr<Batcher::Answer> answer) {
+      absl::MutexLock lock(&mutex_);
+      codes_.push_back(answer.status().code());
+      statuses_.push_back(answer.status());
+      logits_.push_back(answer.ok() ? answer->logits[0] : -1000);
+    };
+    return picture;
+  }
+  void Submit(Batcher::Picture picture) {
+    ASSERT_OK_AND_ASSIGN(Batcher::Room room, batcher_->Admit(1));
+    std::vector<Batcher::Picture> pictures;
+    pictures.push_back(std::move(picture));
+    batcher_->Submit(room, std::move(pictures));
+  }
+  // Shuts the network and has it work on one picture.
+  void Occupy() {
+    network_.Shut();
+    Submit(Picture(0));
+    ASSERT_TRUE(network_.AwaitBatches(1));
+  }
+  bool AwaitAnswers(size_t count) {
+    absl::MutexLock lock(&mutex_);
+    const auto enough = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return codes_.size() >= count; };
+    return mutex_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(10));
+  }
+  std::vector<absl::StatusCode> codes() {
+    absl::MutexLock lock(&mutex_);
+    return codes_;
+  }
+  std::vector<float> logits() {
+    absl::MutexLock lock(&mutex_);
+    return logits_;
+  }
+  absl::Status status(size_t index) {
+    absl::MutexLock lock(&mutex_);
+    return statuses_.at(index);
+  }
+
+  FakeClock clock_;
+  FakeNetwork network_;
+  Metrics metrics_;
+  FakeClassifier classifier_{network_, FakeManifest()};
+  absl::Mutex mutex_;
+  std::vector<absl::StatusCode> codes_ ABSL_GUARDED_BY(mutex_);
+  std::vector<absl::Status> statuses_ ABSL_GUARDED_BY(mutex_);
+  std::vector<float> logits_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Batcher> batcher_;
+};
+
+constexpr absl::StatusCode kOk = absl::StatusCode::kOk;
+
+TEST_F(BatcherTest, AnswersAPictureWithItsLogits) {
+  Make();
+  Submit(Picture(0.5));
+  ASSERT_TRUE(AwaitAnswers(1));
+  EXPECT_THAT(logits(), ElementsAre(0.5f));
+}
+
+TEST_F(BatcherTest, CutsBatchWhenOldestImageReachesMaxDelay) {
+  Make({.max_delay = absl::Milliseconds(4)});
+  Submit(Picture(1));
+  ASSERT_TRUE(clock_.AwaitWaiting(1));
+  clock_.Advance(absl::Milliseconds(3));
+  Submit(Picture(2));
+  absl::SleepFor(absl::Milliseconds(20));
+  EXPECT_THAT(network_.batches(), ElementsAre());
+  clock_.Advance(absl::Milliseconds(1));
+  ASSERT_TRUE(AwaitAnswers(2));
+  EXPECT_THAT(network_.batches(), ElementsAre(2));
+}
+
+TEST_F(BatcherTest, BatchesWhatGatheredWhileTheLastOneRan) {
+  Make();
+  Occupy();
+  for (int i = 1; i <= 5; ++i) Submit(Picture(static_cast<float>(i)));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(6));
+  EXPECT_THAT(network_.batches(), ElementsAre(1, 5));
+  EXPECT_THAT(logits(), ElementsAre(0, 1, 2, 3, 4, 5));
+}
+
+TEST_F(BatcherTest, PicturesOfAnotherSizeGetABatchOfTheirOwn) {
+  Make();
+  Occupy();
+  Submit(Picture(1));
+  Submit(Picture(2, absl::InfiniteFuture(), nullptr, 64));
+  Submit(Picture(3));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(4));
+  EXPECT_THAT(network_.batches(), ElementsAre(1, 1, 1, 1));
+  EXPECT_THAT(logits(), ElementsAre(0, 1, 2, 3));
+}
+
+TEST_F(BatcherTest, QueueIsBoundedInImages) {
+  Make({.max_queue = 10});
+  Occupy();
+  ASSERT_OK_AND_ASSIGN(Batcher::Room room, batcher_->Admit(8));
+  EXPECT_THAT(batcher_->Admit(3),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       HasSubstr("8 of 10 pictures wait and 3 more came; try again in 100 ms")));
+  EXPECT_OK(batcher_->Admit(2));  // given back at once
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_queue_images{model="m"})"), 8);
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_queue_capacity_images{model="m"})"), 10);
+  room = Batcher::Room();
+  EXPECT_OK(batcher_->Admit(10));
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_queue_images{model="m"})"), 0);
+  network_.Open();
+}
+
+TEST_F(BatcherTest, SubmittedPicturesFillTheQueueUntilTheirBatchStarts) {
+  Make({.max_queue = 2});
+  Occupy();
+  Submit(Picture(1));
+  Submit(Picture(2));
+  EXPECT_THAT(batcher_->Admit(1),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("2 of 2")));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(3));
+  EXPECT_OK(batcher_->Admit(2));
+}
+
+TEST_F(BatcherTest, MoreThanTheQueueHoldsCanNeverWork) {
+  Make({.max_queue = 10});
+  EXPECT_THAT(batcher_->Admit(11),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 10")));
+}
+
+TEST_F(BatcherTest, PushbackFollowsTheMeasuredSpeed) {
+  Make({.max_queue = 4});
+  network_.OnForward([this] { clock_.Advance(absl::Milliseconds(500)); });
+  Submit(Picture(1));
+  ASSERT_TRUE(AwaitAnswers(1));
+  ASSERT_OK_AND_ASSIGN(Batcher::Room room, batcher_->Admit(3));
+  const absl::Status full = batcher_->Admit(4).status();
+  EXPECT_EQ(PushbackMillis(full), 1500);  // three pictures too many, half a second each
+}
+
+TEST_F(BatcherTest, AnExpiredPictureNeverReachesTheNetwork) {
+  Make();
+  Occupy();
+  Submit(Picture(1, clock_.Now() + absl::Seconds(1)));
+  Submit(Picture(2, clock_.Now() + absl::Seconds(3)));
+  clock_.Advance(absl::Seconds(1));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(3));
+  EXPECT_THAT(codes(), ElementsAre(kOk, absl::StatusCode::kDeadlineExceeded, kOk));
+  EXPECT_EQ(network_.pictures(), 2);
+  EXPECT_EQ(
+      Sample(metrics_, R"(pyramid_serving_rejected_images_total{model="m",reason="expired"})"), 1);
+}
+
+TEST_F(BatcherTest, ACancelledPictureNeverReachesTheNetwork) {
+  Make();
+  Occupy();
+  const auto cancelled = std::make_shared<std::atomic<bool>>(false);
+  Submit(Picture(1, absl::InfiniteFuture(), cancelled));
+  Submit(Picture(2));
+  *cancelled = true;
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(3));
+  EXPECT_THAT(codes(), ElementsAre(kOk, absl::StatusCode::kCancelled, kOk));
+  EXPECT_EQ(network_.pictures(), 2);
+  EXPECT_EQ(
+      Sample(metrics_, R"(pyramid_serving_rejected_images_total{model="m",reason="cancelled"})"),
+      1);
+}
+
+TEST_F(BatcherTest, ANetworkErrorReachesItsBatchAndNoOther) {
+  Make();
+  Occupy();
+  Submit(Picture(1));
+  Submit(Picture(2));
+  network_.OnForward([this] { network_.Fail(absl::ResourceExhaustedError("out of memory")); });
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(3));
+  network_.OnForward([this] { network_.Fail(absl::OkStatus()); });
+  Submit(Picture(3));
+  ASSERT_TRUE(AwaitAnswers(4));
+  EXPECT_THAT(codes(), ElementsAre(kOk, absl::StatusCode::kResourceExhausted,
+                                   absl::StatusCode::kResourceExhausted, kOk));
+}
+
+TEST_F(BatcherTest, AWrongNumberOfLogitsIsInternal) {
+  classifier_.set_extra_logits(1);
+  Make();
+  Submit(Picture(1));
+  ASSERT_TRUE(AwaitAnswers(1));
+  EXPECT_THAT(status(0),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("4 logits for 1 pictures")));
+}
+
+TEST_F(BatcherTest, MeasuresQueueAndForward) {
+  Make();
+  Occupy();
+  clock_.Advance(absl::Milliseconds(30));
+  Submit(Picture(1));
+  clock_.Advance(absl::Milliseconds(10));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(2));
+  batcher_->Drain();
+  EXPECT_NEAR(
+      Sample(metrics_, R"(pyramid_serving_stage_duration_seconds_sum{model="m",stage="queue"})"),
+      0.01, 1e-9);
+  EXPECT_NEAR(
+      Sample(metrics_, R"(pyramid_serving_stage_duration_seconds_sum{model="m",stage="forward"})"),
+      0.04, 1e-9);
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_images_total{model="m",version="7"})"), 2);
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_batches_total{model="m",version="7"})"), 2);
+}
+
+TEST_F(BatcherTest, DrainAnswersWhatWasAdmittedAndRefusesMore) {
+  Make();
+  Occupy();
+  Submit(Picture(1));
+  auto room = std::make_unique<Batcher::Room>(batcher_->Admit(1).value());
+  absl::Notification drained;
+  std::thread drain([&] {
+    batcher_->Drain();
+    drained.Notify();
+  });
+  while (batcher_->Admit(1).ok()) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_THAT(batcher_->Admit(1),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("out of service")));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(2));
+  EXPECT_FALSE(drained.HasBeenNotified());  // a picture may still come
+  std::vector<Batcher::Picture> pictures;
+  pictures.push_back(Picture(2));
+  batcher_->Submit(*room, std::move(pictures));
+  drain.join();
+  EXPECT_THAT(codes(), ElementsAre(kOk, kOk, kOk));
+}
+
+TEST_F(BatcherTest, DrainDoesNotWaitForRoomThatWasGivenBack) {
+  Make();
+  auto room = std::make_unique<Batcher::Room>(batcher_->Admit(5).value());
+  std::thread drain([&] { batcher_->Drain(); });
+  room.reset();
+  drain.join();
+}
+
+TEST_F(BatcherTest, EachPictureIsAnsweredExactlyOnceUnderThreads) {
+  constexpr int kThreads = 6;
+  constexpr int kRounds = 150;
+  Batcher batcher(classifier_, {.max_batch = 5, .max_queue = 64}, metrics_.ForModel("m"), 1,
+                  Clock::Real());
+  std::vector<std::atomic<int>> answers(kThreads * kRounds * 3);
+  std::atomic<int> submitted{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(static_cast<unsigned>(t));
+      for (int r = 0; r < kRounds; ++r) {
+        auto room = batcher.Admit(3);
+        if (!room.ok()) {
+          absl::SleepFor(absl::Milliseconds(1));
+          continue;
+        }
+        const auto cancelled = std::make_shared<std::atomic<bool>>(random() % 4 == 0);
+        std::vector<Batcher::Picture> pictures(3);
+        for (size_t i = 0; i < 3; ++i) {
+          pictures[i].pixels.assign(32 * 32, 1);
+          pictures[i].height = pictures[i].width = 32;
+          pictures[i].cancelled = cancelled;
+          if (random() % 4 == 0) pictures[i].deadline = absl::Now();
+          std::atomic<int>& count = answers[static_cast<size_t>((t * kRounds + r) * 3) + i];
+          pictures[i].done = [&count](absl::StatusOr<Batcher::Answer>) { ++count; };
+        }
+        submitted += 3;
+        batcher.Submit(*room, std::move(pictures));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  batcher.Drain();
+  int answered = 0;
+  for (const std::atomic<int>& count : answers) {
+    EXPECT_LE(count.load(), 1);
+    answered += count.load();
+  }
+  EXPECT_EQ(answered, submitted.load());
+  EXPECT_GT(answered, 0);
+  for (const int batch : network_.batches()) EXPECT_LE(batch, 5);
+}
+
+}  // namespace
+}  // namespace pyramid
