@@ -103,12 +103,15 @@ absl::StatusOr<json> TreeOf(const v1::Manifest& manifest) {
   options.preserve_proto_field_names = true;
   options.always_print_primitive_fields = true;
   std::string text;
-  const auto status = google::protobuf::util::MessageToJsonString(manifest, &text, options);
-  json tree = status.ok() ? json::parse(text, nullptr, false) : json(json::value_t::discarded);
-  if (!tree.is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the manifest can't be written as JSON; its texts must be UTF-8 ", status.ToString()));
+  v1::Manifest back;
+  // protobuf leaves out texts that aren't UTF-8 without an error, hence the way back.
+  if (!google::protobuf::util::MessageToJsonString(manifest, &text, options).ok() ||
+      !google::protobuf::util::JsonStringToMessage(text, &back).ok() ||
+      back.SerializeAsString() != manifest.SerializeAsString()) {
+    return absl::InvalidArgumentError("the manifest can't be written as JSON: a text isn't UTF-8");
   }
+  json tree = json::parse(text, nullptr, false);
+  if (!tree.is_object()) return absl::InternalError("protobuf wrote a manifest that isn't JSON");
   tree["checksum"] = ChecksumOf(tree);
   return tree;
 }

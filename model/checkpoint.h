@@ -1,9 +1,11 @@
-// A checkpoint on disk: a folder with
-//   manifest.json             what it is, its files' sizes and SHA-256; written last, it is the
-//   commit (docs/formats.md) weights.safetensors       parameters, float32, official names;
-//   anyone's safetensors reads it self_test.safetensors     16 validation pictures as arrays and
-//   their fp32 logits: "pixels" [N,C,H,W], "logits" [N,classes] state.safetensors         training
-//   state; not promoted
+// A checkpoint on disk: a folder with the files below (docs/formats.md).
+//
+// manifest.json: what it is, its files' sizes and SHA-256; written last, it is the commit.
+// weights.safetensors: parameters, float32, official names; anyone's safetensors reads it.
+// self_test.safetensors: 16 validation pictures as arrays and their fp32 logits:
+//   "pixels" [N,C,H,W], "logits" [N,classes].
+// state.safetensors: training state; not promoted.
+//
 // Torch-free. Functions are thread-safe; two writers of one folder are not.
 #ifndef PYRAMID_MODEL_CHECKPOINT_H_
 #define PYRAMID_MODEL_CHECKPOINT_H_

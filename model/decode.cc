@@ -2,9 +2,11 @@
 //
 // The file's kind, its size and its EXIF orientation are read here, before any decoder sees a byte.
 // JPEG goes to libjpeg, so that a truncated file is an error rather than half grey; GIF to giflib,
-// first picture only; PNG, WebP and BMP to OpenCV, which is told to leave samples and orientation
-// as they are.
+// first picture only; PNG to libpng, because OpenCV lets it write each broken file's fault to
+// standard error; WebP and BMP to OpenCV, which is told to leave samples and orientation as they
+// are.
 #include <gif_lib.h>
+#include <png.h>
 #include <setjmp.h>
 #include <stdio.h>  // jpeglib.h needs FILE
 //
@@ -132,7 +134,9 @@ absl::StatusOr<Header> PngHeader(absl::string_view bytes) {
 }
 
 absl::StatusOr<Header> BmpHeader(absl::string_view bytes) {
-  if (bytes.size() < 26) return NotAPicture("a BMP whose header is cut off");
+  if (bytes.size() < 26 || bytes.size() < 14 + uint64_t{Little(bytes, 14, 4)}) {
+    return NotAPicture("a BMP whose header is cut off");
+  }
   Header header;
   header.format = Format::kBmp;
   if (Little(bytes, 14, 4) == 12) {
@@ -143,12 +147,24 @@ absl::StatusOr<Header> BmpHeader(absl::string_view bytes) {
     header.height =
         std::abs(int64_t{static_cast<int32_t>(Little(bytes, 22, 4))});  // negative: top row first
   }
+  // OpenCV writes a line to standard error for a file that ends early; most are found here.
+  const uint32_t compression = Little(bytes, 14, 4) >= 40 ? Little(bytes, 30, 4) : 0;
+  const int64_t bits = Little(bytes, 14, 4) == 12 ? Little(bytes, 24, 2) : Little(bytes, 28, 2);
+  if (compression == 0 || compression == 3) {
+    // Rows are filled up to four bytes. Sides are below 2^31 and bits below 2^16: the product fits.
+    const int64_t row = (header.width * bits + 31) / 32 * 4;
+    const int64_t data = static_cast<int64_t>(bytes.size()) - Little(bytes, 10, 4);
+    if (header.width > 0 && header.height > 0 && row > 0 && data / row < header.height) {
+      return NotAPicture("a BMP that is cut off");
+    }
+  }
   return header;
 }
 
 absl::StatusOr<Header> WebpHeader(absl::string_view bytes) {
   const absl::Status cut = NotAPicture("a WebP whose header is cut off");
-  if (bytes.size() < 30) return cut;
+  if (bytes.size() < 32) return cut;  // what OpenCV wants to see
+  if (Little(bytes, 4, 4) > bytes.size() - 8) return NotAPicture("a WebP that is cut off");
   Header header;
   header.format = Format::kWebp;
   const absl::string_view kind = bytes.substr(12, 4);
@@ -427,48 +443,133 @@ absl::StatusOr<RgbImage> DecodeGif(absl::string_view bytes, const DecodeLimits& 
   return image;
 }
 
-// One row of OpenCV's samples, grey or BGR with or without alpha, to 8-bit grey or RGB.
-template <typename Sample>
-void CopyRow(const Sample* from, int width, int samples, uint8_t* to) {
-  const auto to8 = [](Sample value) -> uint8_t {
-    if constexpr (sizeof(Sample) == 1) {
-      return value;
-    } else {
-      return static_cast<uint8_t>((value + 128) / 257);
+// A 16-bit sample as 8 bits, 255 being 65535, rounded.
+uint8_t To8(uint16_t value) { return static_cast<uint8_t>((value + 128) / 257); }
+
+// libpng behind calls that return false instead of leaping, as JpegDecoder. Gives grey or RGB, with
+// or without alpha, of 8 or 16 bits.
+class PngDecoder {
+ public:
+  explicit PngDecoder(absl::string_view bytes) : rest_(bytes) {
+    png_ = png_create_read_struct(
+        PNG_LIBPNG_VER_STRING, this,
+        [](png_structp png, png_const_charp message) {
+          auto* self = static_cast<PngDecoder*>(png_get_error_ptr(png));
+          std::snprintf(self->message_, sizeof(self->message_), "%s", message);
+          png_longjmp(png, 1);
+        },
+        [](png_structp, png_const_charp) {});
+    if (png_ == nullptr) return;
+    info_ = png_create_info_struct(png_);
+    png_set_read_fn(png_, this, [](png_structp png, png_bytep out, size_t size) {
+      auto* self = static_cast<PngDecoder*>(png_get_io_ptr(png));
+      if (size > self->rest_.size()) png_error(png, "the file is cut off");
+      std::memcpy(out, self->rest_.data(), size);
+      self->rest_.remove_prefix(size);
+    });
+  }
+  ~PngDecoder() { png_destroy_read_struct(&png_, &info_, nullptr); }
+  PngDecoder(const PngDecoder&) = delete;
+  PngDecoder& operator=(const PngDecoder&) = delete;
+
+  // Up to the first row.
+  bool Start() {
+    if (png_ == nullptr || info_ == nullptr || setjmp(png_jmpbuf(png_)) != 0) return false;
+    png_read_info(png_, info_);
+    const int colours = png_get_color_type(png_, info_);
+    if (colours == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(png_);
+    if (colours == PNG_COLOR_TYPE_GRAY) png_set_expand_gray_1_2_4_to_8(png_);
+    png_set_strip_alpha(png_);
+    passes_ = png_set_interlace_handling(png_);
+    png_read_update_info(png_, info_);
+    return true;
+  }
+  // All rows of the picture; interlaced files come in several passes over them.
+  bool Read(uint8_t* pixels, size_t stride) {
+    if (setjmp(png_jmpbuf(png_)) != 0) return false;
+    const png_uint_32 rows = png_get_image_height(png_, info_);
+    for (int pass = 0; pass < passes_; ++pass) {
+      for (png_uint_32 y = 0; y < rows; ++y) png_read_row(png_, pixels + y * stride, nullptr);
     }
-  };
-  if (samples <= 2) {
-    for (int x = 0; x < width; ++x) to[x] = to8(from[x * samples]);
-    return;
+    png_read_end(png_, nullptr);
+    return true;
   }
-  for (int x = 0; x < width; ++x) {
-    for (int c = 0; c < 3; ++c) to[3 * x + c] = to8(from[x * samples + 2 - c]);
+  int channels() const { return png_get_channels(png_, info_); }
+  int bits() const { return png_get_bit_depth(png_, info_); }
+  size_t stride() const { return png_get_rowbytes(png_, info_); }
+  const char* message() const { return message_; }
+
+ private:
+  absl::string_view rest_;
+  png_structp png_ = nullptr;
+  png_infop info_ = nullptr;
+  int passes_ = 1;
+  char message_[128] = "";
+};
+
+absl::StatusOr<RgbImage> DecodePng(absl::string_view bytes, const Header& header) {
+  auto decoder = std::make_unique<PngDecoder>(bytes);
+  const auto broken = [&] { return NotAPicture(absl::StrCat("broken PNG: ", decoder->message())); };
+  if (!decoder->Start()) return broken();
+  const int channels = decoder->channels();
+  if ((channels != 1 && channels != 3) || (decoder->bits() != 8 && decoder->bits() != 16)) {
+    return NotAPicture(
+        absl::StrCat("a PNG of ", channels, " channels of ", decoder->bits(), " bits"));
   }
+  RgbImage image = Blank(static_cast<int>(header.width), static_cast<int>(header.height), channels);
+  const size_t row = static_cast<size_t>(header.width) * static_cast<size_t>(channels);
+  if (decoder->stride() != row * static_cast<size_t>(decoder->bits()) / 8) {
+    return NotAPicture("a PNG whose rows don't have its header's width");
+  }
+  if (decoder->bits() == 8) {
+    if (!decoder->Read(image.pixels.data(), row)) return broken();
+    return image;
+  }
+  std::vector<uint8_t> wide(image.pixels.size() * 2);
+  if (!decoder->Read(wide.data(), row * 2)) return broken();
+  for (size_t i = 0; i < image.pixels.size(); ++i) {
+    image.pixels[i] = To8(static_cast<uint16_t>(wide[2 * i] << 8 | wide[2 * i + 1]));
+  }
+  return image;
 }
 
 absl::StatusOr<RgbImage> DecodeWithOpenCv(absl::string_view bytes, const Header& header) {
   const cv::Mat file(1, static_cast<int>(bytes.size()), CV_8UC1, const_cast<char*>(bytes.data()));
-  const cv::Mat mat =
-      cv::imdecode(file, cv::IMREAD_UNCHANGED);  // unchanged: 16 bits, alpha and orientation stay
+  const cv::Mat mat = cv::imdecode(file, cv::IMREAD_UNCHANGED);  // alpha and orientation stay
   if (mat.empty()) return NotAPicture("broken or cut off: it has a header, but can't be decoded");
   if (mat.cols != header.width || mat.rows != header.height) {
     return NotAPicture(absl::StrCat("decodes to ", mat.cols, "x", mat.rows, ", its header says ",
                                     header.width, "x", header.height));
   }
-  if (mat.depth() != CV_8U && mat.depth() != CV_16U) {
-    return NotAPicture("its samples are neither 8 nor 16 bits wide");
-  }
-  RgbImage image = Blank(mat.cols, mat.rows, mat.channels() <= 2 ? 1 : 3);
-  const size_t stride = static_cast<size_t>(image.width) * static_cast<size_t>(image.channels);
+  if (mat.depth() != CV_8U) return NotAPicture("its samples aren't 8 bits wide");
+  const int samples = mat.channels();
+  RgbImage image = Blank(mat.cols, mat.rows, samples >= 3 ? 3 : 1);
+  uint8_t* to = image.pixels.data();
   for (int y = 0; y < mat.rows; ++y) {
-    uint8_t* to = image.pixels.data() + static_cast<size_t>(y) * stride;
-    if (mat.depth() == CV_8U) {
-      CopyRow(mat.ptr<uint8_t>(y), mat.cols, mat.channels(), to);
-    } else {
-      CopyRow(mat.ptr<uint16_t>(y), mat.cols, mat.channels(), to);
+    const uint8_t* from = mat.ptr<uint8_t>(y);
+    for (int x = 0; x < mat.cols; ++x, from += samples) {
+      // BGR, and alpha if there is one.
+      for (int c = 0; c < image.channels; ++c) *to++ = from[image.channels - 1 - c];
     }
   }
   return image;
+}
+
+// As it lies in the file: grey or RGB, not turned.
+absl::StatusOr<RgbImage> DecodeStored(absl::string_view bytes, const Header& header,
+                                      const DecodeLimits& limits) {
+  switch (header.format) {
+    case Format::kJpeg:
+      return DecodeJpeg(bytes, limits);
+    case Format::kPng:
+      return DecodePng(bytes, header);
+    case Format::kGif:
+      return DecodeGif(bytes, limits);
+    case Format::kBmp:
+    case Format::kWebp:
+      return DecodeWithOpenCv(bytes, header);
+  }
+  return absl::InternalError("picture: a format without a decoder");
 }
 
 // Turns the picture upright (EXIF 2.3, 4.6.4, tag 274).
@@ -532,16 +633,7 @@ absl::StatusOr<RgbImage> DecodeImage(absl::string_view bytes, int channels, bool
     RETURN_IF_ERROR(CheckSize(header.width, header.height, limits));
   }
   ASSIGN_OR_RETURN(RgbImage image, Guard("picture", absl::StatusCode::kInvalidArgument,
-                                         [&]() -> absl::StatusOr<RgbImage> {
-                                           switch (header.format) {
-                                             case Format::kJpeg:
-                                               return DecodeJpeg(bytes, limits);
-                                             case Format::kGif:
-                                               return DecodeGif(bytes, limits);
-                                             default:
-                                               return DecodeWithOpenCv(bytes, header);
-                                           }
-                                         }));
+                                         [&] { return DecodeStored(bytes, header, limits); }));
   if (apply_exif) image = Upright(std::move(image), header.orientation);
   return WithChannels(std::move(image), channels);
 }

@@ -4,8 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <optional>
+#include <limits>
 #include <set>
 
 #include "absl/strings/ascii.h"
@@ -150,32 +149,46 @@ std::string Shown(const YAML::Node& node) {
   return text;
 }
 
+// A text in quotes is that text, also "None": the parser tags it "!".
 bool IsNone(const YAML::Node& node) {
-  return node.IsNull() || (node.IsScalar() && (node.Scalar() == "None" || node.Scalar() == "null"));
+  return node.IsNull() || (node.IsScalar() && node.Tag() != "!" &&
+                           (node.Scalar() == "None" || node.Scalar() == "null"));
 }
 
 absl::Status Read(absl::string_view key, const YAML::Node& node, bool& out) {
   if (node.IsScalar()) {
     const std::string text = absl::AsciiStrToLower(node.Scalar());
-    if (text == "true" || text == "yes" || text == "1" || text == "on") return out = true, absl::OkStatus();
-    if (text == "false" || text == "no" || text == "0" || text == "off") return out = false, absl::OkStatus();
+    if (text == "true" || text == "yes" || text == "1" || text == "on")
+      return out = true, absl::OkStatus();
+    if (text == "false" || text == "no" || text == "0" || text == "off")
+      return out = false, absl::OkStatus();
   }
   return Bad(key, absl::StrCat("is ", Shown(node), "; use True or False"));
 }
 
 template <typename Int>
 absl::Status ReadInt(absl::string_view key, const YAML::Node& node, Int& out) {
+  // Whole numbers may be written as 128.0 or 1e3, up to what a double holds exactly.
+  int64_t whole = 0;
   double value = 0;
-  if (!node.IsScalar() || !absl::SimpleAtod(node.Scalar(), &value) || std::floor(value) != value ||
-      std::abs(value) > 9.0e15 || static_cast<double>(static_cast<Int>(value)) != value) {
+  bool good = node.IsScalar();
+  if (good && !absl::SimpleAtoi(node.Scalar(), &whole)) {
+    good = absl::SimpleAtod(node.Scalar(), &value) && std::floor(value) == value &&
+           std::abs(value) <= 9.0e15;
+    if (good) whole = static_cast<int64_t>(value);
+  }
+  if (!good || whole < std::numeric_limits<Int>::min() || whole > std::numeric_limits<Int>::max()) {
     return Bad(key, absl::StrCat("is ", Shown(node), "; use a whole number"));
   }
-  int64_t exact = 0;
-  out = absl::SimpleAtoi(node.Scalar(), &exact) ? static_cast<Int>(exact) : static_cast<Int>(value);
+  out = static_cast<Int>(whole);
   return absl::OkStatus();
 }
-absl::Status Read(absl::string_view key, const YAML::Node& node, int& out) { return ReadInt(key, node, out); }
-absl::Status Read(absl::string_view key, const YAML::Node& node, int64_t& out) { return ReadInt(key, node, out); }
+absl::Status Read(absl::string_view key, const YAML::Node& node, int& out) {
+  return ReadInt(key, node, out);
+}
+absl::Status Read(absl::string_view key, const YAML::Node& node, int64_t& out) {
+  return ReadInt(key, node, out);
+}
 
 absl::Status Read(absl::string_view key, const YAML::Node& node, double& out) {
   double value = 0;
@@ -193,7 +206,8 @@ absl::Status Read(absl::string_view key, const YAML::Node& node, std::string& ou
 }
 
 absl::Status Read(absl::string_view key, const YAML::Node& node, std::vector<double>& out) {
-  if (!node.IsSequence()) return Bad(key, absl::StrCat("is ", Shown(node), "; use a list of numbers"));
+  if (!node.IsSequence())
+    return Bad(key, absl::StrCat("is ", Shown(node), "; use a list of numbers"));
   out.clear();
   for (const YAML::Node& item : node) {
     double value = 0;
@@ -222,9 +236,11 @@ std::string Written(const std::string& value) {
   return out.c_str();
 }
 std::string Written(const std::vector<double>& values) {
-  return absl::StrCat("[", absl::StrJoin(values, ", ", [](std::string* out, double value) {
-                        absl::StrAppend(out, Written(value));
-                      }), "]");
+  return absl::StrCat(
+      "[",
+      absl::StrJoin(values, ", ",
+                    [](std::string* out, double value) { absl::StrAppend(out, Written(value)); }),
+      "]");
 }
 
 std::string TypeName(bool) { return "bool"; }
@@ -240,10 +256,14 @@ absl::Status SetKey(Recipe& recipe, const std::string& key, const YAML::Node& no
   if (key == "device_target") {
     std::string target;
     RETURN_IF_ERROR(Read(key, node, target));
-    if (target == "CPU") recipe.device = "cpu";
-    else if (target == "GPU") recipe.device = "cuda";
-    else if (target == "Ascend") recipe.device = "npu";
-    else return Bad(key, absl::StrCat("is ", target, "; use CPU, GPU or Ascend"));
+    if (target == "CPU")
+      recipe.device = "cpu";
+    else if (target == "GPU")
+      recipe.device = "cuda";
+    else if (target == "Ascend")
+      recipe.device = "npu";
+    else
+      return Bad(key, absl::StrCat("is ", target, "; use CPU, GPU or Ascend"));
     return absl::OkStatus();
   }
   if (key == "filter_bias_and_bn") {
@@ -275,8 +295,8 @@ absl::Status SetKey(Recipe& recipe, const std::string& key, const YAML::Node& no
   if (!found) {
     std::vector<std::string> known(AliasKeys().begin(), AliasKeys().end());
     for (const RecipeKey& candidate : RecipeKeys()) known.push_back(candidate.name);
-    return absl::InvalidArgumentError(absl::StrCat("recipe.", key, " is not a known key; did you mean ",
-                                                   Nearest(key, known), "?"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "recipe.", key, " is not a known key; did you mean ", Nearest(key, known), "?"));
   }
   return status;
 }
@@ -307,16 +327,18 @@ absl::Status OneOf(absl::string_view key, const std::string& value,
                                close ? absl::StrCat(" (did you mean ", nearest, "?)") : ""));
 }
 
-absl::Status NotYet(bool wanted, absl::string_view key, absl::string_view value, absl::string_view way_out) {
+absl::Status NotYet(bool wanted, absl::string_view key, absl::string_view value,
+                    absl::string_view way_out) {
   if (!wanted) return absl::OkStatus();
   return Bad(key, absl::StrCat("is ", value, "; not supported yet: ", key, ". ", way_out));
 }
 
-absl::Status CheckPair(absl::string_view key, const std::vector<double>& pair, double low, double high) {
+absl::Status CheckPair(absl::string_view key, const std::vector<double>& pair, double low,
+                       double high) {
   if (pair.size() != 2) return Bad(key, absl::StrCat("has ", pair.size(), " values; use two"));
   if (pair[0] < low || pair[1] > high || pair[0] > pair[1]) {
-    return Bad(key, absl::StrCat("is ", Written(pair), "; use two rising numbers in ", Written(low), "..",
-                                 Written(high)));
+    return Bad(key, absl::StrCat("is ", Written(pair), "; use two rising numbers in ", Written(low),
+                                 "..", Written(high)));
   }
   return absl::OkStatus();
 }
@@ -332,11 +354,13 @@ absl::Status CheckData(const Recipe& r) {
   RETURN_IF_ERROR(InRange("image_resize", r.image_resize, 29, 2048));
   RETURN_IF_ERROR(InRange("image_pad", r.image_pad, 0, 2048));
   if (r.image_pad != 0 && r.image_pad < r.image_resize) {
-    return Bad("image_pad", absl::StrCat("is ", r.image_pad, "; use at least image_resize, ", r.image_resize));
+    return Bad("image_pad",
+               absl::StrCat("is ", r.image_pad, "; use at least image_resize, ", r.image_resize));
   }
   RETURN_IF_ERROR(InRange("crop_padding", r.crop_padding, 0, 512));
   if (r.crop_padding > 0 && r.image_pad == 0) {
-    return Bad("crop_padding", absl::StrCat("is ", r.crop_padding, " but image_pad is 0; set image_pad"));
+    return Bad("crop_padding",
+               absl::StrCat("is ", r.crop_padding, " but image_pad is 0; set image_pad"));
   }
   RETURN_IF_ERROR(CheckPair("scale", r.scale, 1e-4, 1.0));
   RETURN_IF_ERROR(CheckPair("ratio", r.ratio, 0.01, 100.0));
@@ -346,7 +370,8 @@ absl::Status CheckData(const Recipe& r) {
   RETURN_IF_ERROR(OneOf("interpolation", r.interpolation, {"bilinear", "bicubic"}));
   RETURN_IF_ERROR(NotYet(!r.auto_augment.empty(), "auto_augment", r.auto_augment, "Leave it out"));
   RETURN_IF_ERROR(NotYet(r.aug_splits != 0, "aug_splits", Written(r.aug_splits), "Leave it out"));
-  RETURN_IF_ERROR(NotYet(r.aug_repeats != 0, "aug_repeats", Written(r.aug_repeats), "Leave it out"));
+  RETURN_IF_ERROR(
+      NotYet(r.aug_repeats != 0, "aug_repeats", Written(r.aug_repeats), "Leave it out"));
   RETURN_IF_ERROR(InRange("re_prob", r.re_prob, 0.0, 1.0));
   RETURN_IF_ERROR(CheckPair("re_scale", r.re_scale, 0.0, 1.0));
   RETURN_IF_ERROR(CheckPair("re_ratio", r.re_ratio, 0.01, 100.0));
@@ -357,7 +382,8 @@ absl::Status CheckData(const Recipe& r) {
   RETURN_IF_ERROR(InRange("re_max_attempts", r.re_max_attempts, 1, 1000));
   for (const auto& [key, values] : {std::pair{"mean", &r.mean}, std::pair{"std", &r.std}}) {
     if (!values->empty() && static_cast<int>(values->size()) != r.in_channels) {
-      return Bad(key, absl::StrCat("has ", values->size(), " values; in_channels is ", r.in_channels));
+      return Bad(key,
+                 absl::StrCat("has ", values->size(), " values; in_channels is ", r.in_channels));
     }
   }
   for (const double value : r.mean) RETURN_IF_ERROR(InRange("mean", value, 0.0, 255.0));
@@ -377,33 +403,40 @@ absl::Status CheckModel(const Recipe& r) {
   }
   RETURN_IF_ERROR(NotYet(r.drop_rate != 0, "drop_rate", Written(r.drop_rate), "Set it to 0"));
   RETURN_IF_ERROR(InRange("drop_path_rate", r.drop_path_rate, 0.0, 0.99));
-  RETURN_IF_ERROR(NotYet(r.pretrained, "pretrained", "True", "Set ckpt_path to a checkpoint's folder"));
-  if (r.resume_opt && r.ckpt_path.empty()) return Bad("resume_opt", "is True but ckpt_path is empty; set ckpt_path");
+  RETURN_IF_ERROR(
+      NotYet(r.pretrained, "pretrained", "True", "Set ckpt_path to a checkpoint's folder"));
+  if (r.resume_opt && r.ckpt_path.empty())
+    return Bad("resume_opt", "is True but ckpt_path is empty; set ckpt_path");
   RETURN_IF_ERROR(InRange("keep_checkpoint_max", r.keep_checkpoint_max, 1, 10000));
   RETURN_IF_ERROR(InRange("ckpt_save_interval", r.ckpt_save_interval, 1, 100000));
   RETURN_IF_ERROR(OneOf("ckpt_save_policy", r.ckpt_save_policy, {"latest_k", "top_k", "none"}));
   RETURN_IF_ERROR(OneOf("ckpt_format", r.ckpt_format, {"pyramid", "mindspore", "safetensors"}));
-  RETURN_IF_ERROR(NotYet(r.ckpt_format == "mindspore", "ckpt_format", r.ckpt_format, "Use pyramid"));
+  RETURN_IF_ERROR(
+      NotYet(r.ckpt_format == "mindspore", "ckpt_format", r.ckpt_format, "Use pyramid"));
   RETURN_IF_ERROR(NotYet(r.ckpt_format == "safetensors", "ckpt_format", r.ckpt_format,
                          "Use pyramid: its weights.safetensors is a plain safetensors file"));
   RETURN_IF_ERROR(InRange("epoch_size", r.epoch_size, 1, 100000));
   RETURN_IF_ERROR(NotYet(r.ema, "ema", "True", "Set it to False"));
   RETURN_IF_ERROR(InRange("clip_value", r.clip_value, 1e-9, 1e9));
-  RETURN_IF_ERROR(NotYet(r.layer_decay != 0, "layer_decay", Written(r.layer_decay), "Leave it out"));
+  RETURN_IF_ERROR(
+      NotYet(r.layer_decay != 0, "layer_decay", Written(r.layer_decay), "Leave it out"));
   RETURN_IF_ERROR(InRange("gradient_accumulation_steps", r.gradient_accumulation_steps, 1, 4096));
   return NotYet(r.keep_global_batch, "keep_global_batch", "True", "Set it to False");
 }
 
 absl::Status CheckOptimizer(const Recipe& r) {
-  RETURN_IF_ERROR(OneOf("opt", r.opt, {"adamw", "sgd", "momentum", "adam", "lion", "rmsprop", "adagrad", "lamb", "nadam"}));
+  RETURN_IF_ERROR(
+      OneOf("opt", r.opt,
+            {"adamw", "sgd", "momentum", "adam", "lion", "rmsprop", "adagrad", "lamb", "nadam"}));
   RETURN_IF_ERROR(NotYet(r.opt != "adamw", "opt", r.opt, "Use adamw"));
   RETURN_IF_ERROR(InRange("weight_decay", r.weight_decay, 0.0, 10.0));
-  RETURN_IF_ERROR(OneOf("weight_decay_filter", r.weight_decay_filter, {"disable", "norm_and_bias", "auto"}));
+  RETURN_IF_ERROR(
+      OneOf("weight_decay_filter", r.weight_decay_filter, {"disable", "norm_and_bias", "auto"}));
   RETURN_IF_ERROR(OneOf("scheduler", r.scheduler,
                         {"constant", "cosine_decay", "exponential_decay", "step_decay",
                          "multi_step_decay", "one_cycle", "cyclic"}));
-  RETURN_IF_ERROR(NotYet(r.scheduler != "constant" && r.scheduler != "cosine_decay", "scheduler", r.scheduler,
-                         "Use cosine_decay or constant"));
+  RETURN_IF_ERROR(NotYet(r.scheduler != "constant" && r.scheduler != "cosine_decay", "scheduler",
+                         r.scheduler, "Use cosine_decay or constant"));
   RETURN_IF_ERROR(InRange("lr", r.lr, 0.0, 100.0));
   RETURN_IF_ERROR(InRange("min_lr", r.min_lr, 0.0, 100.0));
   RETURN_IF_ERROR(InRange("warmup_epochs", r.warmup_epochs, 0, 100000));
@@ -412,11 +445,13 @@ absl::Status CheckOptimizer(const Recipe& r) {
   RETURN_IF_ERROR(InRange("num_cycles", r.num_cycles, 1, 1000));
   RETURN_IF_ERROR(InRange("cycle_decay", r.cycle_decay, 0.0, 1.0));
   RETURN_IF_ERROR(OneOf("lr_scaling", r.lr_scaling, {"none", "linear"}));
-  RETURN_IF_ERROR(NotYet(r.lr_scaling == "linear", "lr_scaling", r.lr_scaling, "Use none and set lr"));
+  RETURN_IF_ERROR(
+      NotYet(r.lr_scaling == "linear", "lr_scaling", r.lr_scaling, "Use none and set lr"));
   RETURN_IF_ERROR(OneOf("loss", r.loss, {"CE", "BCE"}));
   RETURN_IF_ERROR(NotYet(r.loss == "BCE", "loss", r.loss, "Use CE"));
   RETURN_IF_ERROR(InRange("label_smoothing", r.label_smoothing, 0.0, 0.999));
-  RETURN_IF_ERROR(NotYet(r.aux_factor != 0, "aux_factor", Written(r.aux_factor), "PVT v2 has no auxiliary head; set it to 0"));
+  RETURN_IF_ERROR(NotYet(r.aux_factor != 0, "aux_factor", Written(r.aux_factor),
+                         "PVT v2 has no auxiliary head; set it to 0"));
   return NotYet(r.reduction != "mean", "reduction", r.reduction, "Use mean");
 }
 
@@ -436,20 +471,25 @@ absl::Status CheckSystem(const Recipe& r) {
                          "Use bf16, or amp_level O0"));
   RETURN_IF_ERROR(OneOf("val_amp_level", r.val_amp_level, {"O0", "O1", "O2", "O3"}));
   RETURN_IF_ERROR(NotYet(r.val_amp_level != "O0", "val_amp_level", r.val_amp_level, "Use O0"));
-  RETURN_IF_ERROR(NotYet(!r.amp_cast_list.empty(), "amp_cast_list", r.amp_cast_list, "Leave it out"));
+  RETURN_IF_ERROR(
+      NotYet(!r.amp_cast_list.empty(), "amp_cast_list", r.amp_cast_list, "Leave it out"));
   RETURN_IF_ERROR(OneOf("loss_scale_type", r.loss_scale_type, {"fixed", "dynamic", "auto"}));
-  if (r.loss_scale < 1) return Bad("loss_scale", absl::StrCat("is ", Written(r.loss_scale), "; use at least 1"));
+  if (r.loss_scale < 1)
+    return Bad("loss_scale", absl::StrCat("is ", Written(r.loss_scale), "; use at least 1"));
   return absl::OkStatus();
 }
 
 void Warn(const Recipe& r, std::vector<std::string>& warnings) {
   if (r.lr_epoch_stair && r.warmup_epochs > 0 && r.warmup_factor == 0) {
-    warnings.push_back("lr_epoch_stair with warmup_factor 0 runs the whole first epoch at learning rate 0; "
-                       "set warmup_factor: 0.01");
+    warnings.push_back(
+        "lr_epoch_stair with warmup_factor 0 runs the whole first epoch at learning rate 0; "
+        "set warmup_factor: 0.01");
   }
-  if (r.scheduler == "cosine_decay" && r.warmup_epochs + r.num_cycles * r.decay_epochs > r.epoch_size) {
-    warnings.push_back(absl::StrCat("warmup_epochs + decay_epochs is ", r.warmup_epochs + r.num_cycles * r.decay_epochs,
-                                    ", more than epoch_size ", r.epoch_size, ": the decay won't reach min_lr"));
+  if (r.scheduler == "cosine_decay" &&
+      r.warmup_epochs + r.num_cycles * r.decay_epochs > r.epoch_size) {
+    warnings.push_back(absl::StrCat(
+        "warmup_epochs + decay_epochs is ", r.warmup_epochs + r.num_cycles * r.decay_epochs,
+        ", more than epoch_size ", r.epoch_size, ": the decay won't reach min_lr"));
   }
   if (r.loss_scale_type != "fixed" || r.loss_scale != 1.0) {
     warnings.push_back("loss scaling serves fp16 only; it has no effect in fp32 and bf16");
@@ -458,12 +498,14 @@ void Warn(const Recipe& r, std::vector<std::string>& warnings) {
 
 }  // namespace
 
-absl::StatusOr<ParsedRecipe> ParseRecipe(absl::string_view yaml, std::span<const std::string> overrides) {
+absl::StatusOr<ParsedRecipe> ParseRecipe(absl::string_view yaml,
+                                         std::span<const std::string> overrides) {
   ParsedRecipe parsed;
   try {
     if (yaml.size() > (1 << 20)) return absl::InvalidArgumentError("recipe: over 1 MiB of YAML");
     const YAML::Node root = YAML::Load(std::string(yaml));
-    if (!root.IsNull() && !root.IsMap()) return absl::InvalidArgumentError("recipe: not a YAML map of keys and values");
+    if (!root.IsNull() && !root.IsMap())
+      return absl::InvalidArgumentError("recipe: not a YAML map of keys and values");
     std::set<std::string> seen;
     for (const auto& entry : root) {
       if (!entry.first.IsScalar()) return absl::InvalidArgumentError("recipe: a key is not a word");
@@ -472,7 +514,8 @@ absl::StatusOr<ParsedRecipe> ParseRecipe(absl::string_view yaml, std::span<const
       RETURN_IF_ERROR(SetKey(parsed.recipe, key, entry.second, parsed.warnings));
     }
     for (const std::string& override_text : overrides) {
-      const std::pair<std::string, std::string> parts = absl::StrSplit(override_text, absl::MaxSplits('=', 1));
+      const std::pair<std::string, std::string> parts =
+          absl::StrSplit(override_text, absl::MaxSplits('=', 1));
       if (!absl::StrContains(override_text, '=')) {
         return absl::InvalidArgumentError(absl::StrCat("\"", override_text, "\" is not key=value"));
       }
@@ -553,8 +596,8 @@ v1::Preprocessing EvalPreprocessingOf(const Recipe& recipe) {
 }
 
 std::span<const std::string> VariantNames() {
-  static const std::vector<std::string> names = {"pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li",
-                                                 "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"};
+  static const std::vector<std::string> names = {
+      "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"};
   return names;
 }
 

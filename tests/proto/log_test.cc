@@ -1,0 +1,69 @@
+#include "proto/base/log.h"
+
+#include <algorithm>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "tests/testing/status_matchers.h"
+
+namespace pyramid {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
+
+// What `write` puts on standard error.
+std::string Written(const std::function<void()>& write) {
+  ::testing::internal::CaptureStderr();
+  write();
+  return ::testing::internal::GetCapturedStderr();
+}
+
+class LogTest : public ::testing::Test {
+ protected:
+  ~LogTest() override { log::Configure(log::Level::kInfo); }
+};
+
+TEST_F(LogTest, WritesEventAndFieldsOnOneLine) {
+  log::Configure(log::Level::kInfo);
+  const std::string line = Written([] {
+    log::Info("saved", {{"job", "j-1"}, {"step", 12}, {"loss", 0.5}, {"ok", true}});
+  });
+  EXPECT_THAT(line,
+              MatchesRegex("[0-9-]+T[0-9:.]+ I saved job=j-1 step=12 loss=0.5 ok=(1|true)\n"));
+}
+
+TEST_F(LogTest, QuotesWhatWouldBreakTheLine) {
+  log::Configure(log::Level::kInfo);
+  const std::string line = Written([] {
+    log::Warning("odd", {{"a", "x y"}, {"b", ""}, {"c", "1\n2\x1b[31m\"\\"}});
+  });
+  EXPECT_THAT(line, HasSubstr(R"( W odd a="x y" b="" c="1\n2\u001b[31m\"\\")"));
+  EXPECT_EQ(std::count(line.begin(), line.end(), '\n'), 1);
+}
+
+TEST_F(LogTest, DropsLinesBelowItsLevel) {
+  log::Configure(log::Level::kWarning);
+  EXPECT_EQ(Written([] { log::Info("quiet"); }), "");
+  EXPECT_THAT(Written([] { log::Warning("loud"); }), HasSubstr("loud"));
+  log::Configure(log::Level::kDebug);
+  EXPECT_THAT(Written([] { log::Debug("detail"); }), HasSubstr(" D detail"));
+  log::Configure(log::Level::kOff);
+  EXPECT_EQ(Written([] { log::Error("nothing"); }), "");
+}
+
+TEST_F(LogTest, JsonLinesAreJson) {
+  log::Configure(log::Level::kInfo, /*json=*/true);
+  const std::string line = Written([] {
+    log::Error("broken", {{"why", "a \"b\"\n\\ {}"}, {"n", 3}});
+  });
+  const auto tree = nlohmann::json::parse(line, nullptr, false);
+  ASSERT_FALSE(tree.is_discarded()) << line;
+  EXPECT_EQ(tree["level"], "error");
+  EXPECT_EQ(tree["log"]["event"], "broken");
+  EXPECT_EQ(tree["log"]["why"], "a \"b\"\n\\ {}");
+  EXPECT_EQ(tree["log"]["n"], "3");
+}
+
+}  // namespace
+}  // namespace pyramid
