@@ -1,0 +1,40 @@
+// What a command sees of the world: where it writes, what paths are relative to, how it reaches a
+// server, a network, a worker program. main.cc fills it in from the process; tests fill it in by
+// hand.
+#ifndef PYRAMID_CLIENT_ENVIRONMENT_H_
+#define PYRAMID_CLIENT_ENVIRONMENT_H_
+
+#include <filesystem>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "model/classifier.h"
+
+namespace pyramid {
+
+struct Environment {
+  std::ostream* out = nullptr;  // results; must outlive the command
+  std::ostream* err = nullptr;  // logs, progress, errors
+  bool err_is_terminal = false;
+  int columns = 80;              // of that terminal
+  std::filesystem::path folder;  // relative paths start here
+  std::string server_flag;       // --server; empty: not given
+  std::string server_variable;   // PYRAMID_SERVER; empty: not set
+
+  // Null: this build has no LibTorch.
+  ClassifierLoader load_classifier;
+
+  // Empty: neither beside this program nor on PATH.
+  std::filesystem::path worker;
+  // Becomes another program; returns only if that fails.
+  absl::AnyInvocable<absl::Status(const std::filesystem::path& program,
+                                  const std::vector<std::string>& arguments)>
+      become;
+};
+
+}  // namespace pyramid
+
+#endif  // PYRAMID_CLIENT_ENVIRONMENT_H_

@@ -1,0 +1,143 @@
+#include <gmock/gmock.h>
+
+#include <nlohmann/json.hpp>
+
+#include "client/machine.h"
+#include "model/checkpoint.h"
+#include "model/formats/safetensors.h"
+#include "tests/client/client_fixture.h"
+#include "tests/testing/status_matchers.h"
+
+namespace pyramid {
+namespace {
+
+using ::testing::AllOf;
+using testing::CommandResult;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class InspectCommandTest : public testing::ClientFixture {
+ protected:
+  InspectCommandTest() {
+    const std::string data(2 * 3 * 4, '\0');
+    const absl::StatusOr<std::string> weights =
+        SerializeSafetensors({{"head.weight", "F32", {2, 3}, data},
+                              {"head.bias", "F32", {2}, absl::string_view(data).substr(0, 8)}},
+                             {{"format", "pt"}});
+    EXPECT_OK(weights);
+    Write("weights.safetensors", *weights);
+    v1::Manifest manifest;
+    manifest.mutable_network()->set_variant("pvt_v2_b0");
+    manifest.mutable_network()->set_num_classes(2);
+    manifest.mutable_network()->set_in_channels(1);
+    manifest.set_origin("pyramid");
+    manifest.mutable_preprocessing()->mutable_pad()->set_to(32);
+    manifest.mutable_preprocessing()->set_crop(32);
+    manifest.mutable_training()->set_validated(true);
+    manifest.mutable_training()->set_val_top1(0.9123);
+    const absl::StatusOr<v1::Manifest> written = WriteCheckpoint(
+        folder_ / "ckpt", manifest,
+        {{std::string(kWeightsFile), *weights}, {std::string(kStateFile), "state"}});
+    EXPECT_OK(written);
+  }
+};
+
+TEST_F(InspectCommandTest, ShowsAndVerifiesACheckpoint) {
+  const CommandResult result = Pyramid({"inspect", "ckpt"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("pvt_v2_b0, 2 classes, 1 channels"), HasSubstr("pad to 32"),
+                    HasSubstr("top-1 0.9123"), HasSubstr("parameters  8\n"),
+                    HasSubstr("head.weight  F32    [2, 3]         6"), HasSubstr("sha256:")));
+  EXPECT_THAT(result.out, HasSubstr("verified"));
+}
+
+TEST_F(InspectCommandTest, JsonHasManifestFilesAndTensors) {
+  const CommandResult result = Pyramid({"inspect", "ckpt", "--json"});
+  EXPECT_EQ(result.code, 0);
+  const nlohmann::json json = nlohmann::json::parse(result.out);
+  EXPECT_EQ(json.at("kind"), "checkpoint");
+  EXPECT_EQ(json.at("verified"), true);
+  EXPECT_EQ(json.at("parameters"), 8);
+  EXPECT_EQ(json.at("manifest").at("network").at("variant"), "pvt_v2_b0");
+  EXPECT_EQ(json.at("files").size(), 2u);
+  EXPECT_EQ(json.at("tensors").at(0).at("name"), "head.weight");
+  EXPECT_EQ(json.at("digest"), json.at("manifest").at("digest"));
+}
+
+TEST_F(InspectCommandTest, NamesWhatIsDamaged) {
+  std::fstream file(folder_ / "ckpt" / "state.safetensors",
+                    std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(2);
+  file.put('X');
+  file.close();
+  const CommandResult result = Pyramid({"inspect", "ckpt", "--json"});
+  EXPECT_EQ(result.code, 1);
+  EXPECT_THAT(result.err, HasSubstr("pyramid: ckpt is damaged: "));
+  const nlohmann::json json = nlohmann::json::parse(result.out);
+  EXPECT_EQ(json.at("verified"), false);
+  for (const nlohmann::json& one : json.at("files")) {
+    EXPECT_EQ(one.at("ok"), one.at("name") != "state.safetensors");
+  }
+  EXPECT_THAT(Pyramid({"inspect", "ckpt"}).out, HasSubstr("verified"));
+}
+
+TEST_F(InspectCommandTest, MissingFileOfACheckpointIsDamage) {
+  std::filesystem::remove(folder_ / "ckpt" / "weights.safetensors");
+  EXPECT_NE(Pyramid({"inspect", "ckpt"}).code, 0);
+}
+
+TEST_F(InspectCommandTest, ShowsAWeightFile) {
+  const CommandResult result = Pyramid({"inspect", "weights.safetensors"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("parameters  8\n"), HasSubstr("format      pt\n"),
+                                HasSubstr("head.bias    F32    [2]            2")));
+  const nlohmann::json json =
+      nlohmann::json::parse(Pyramid({"inspect", "weights.safetensors", "--json"}).out);
+  EXPECT_EQ(json.at("kind"), "safetensors");
+  EXPECT_EQ(json.at("parameters"), 8);
+  EXPECT_EQ(json.at("tensors").at(1).at("shape"), nlohmann::json({2}));
+}
+
+TEST_F(InspectCommandTest, OtherFilesAreErrors) {
+  Write("text.safetensors", "hello, this is no tensor file");
+  EXPECT_EQ(Pyramid({"inspect", "text.safetensors"}).code, 1);
+  EXPECT_EQ(Pyramid({"inspect", "missing.safetensors"}).code, 3);
+  std::filesystem::create_directory(folder_ / "empty");
+  EXPECT_EQ(Pyramid({"inspect", "empty"}).code, 3);
+}
+
+TEST_F(InspectCommandTest, WantsOneThingToInspect) {
+  EXPECT_EQ(Pyramid({"inspect"}).code, 2);
+  EXPECT_EQ(Pyramid({"inspect", "ckpt", "--machine"}).code, 2);
+}
+
+TEST_F(InspectCommandTest, ShowsTheMachine) {
+  const CommandResult result = Pyramid({"inspect", "--machine"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_THAT(result.out, AllOf(HasSubstr("cores"), HasSubstr("devices"), HasSubstr("gRPC ")));
+  const nlohmann::json json =
+      nlohmann::json::parse(Pyramid({"inspect", "--machine", "--json"}).out);
+  EXPECT_GE(json.at("cores").get<int>(), 1);
+  EXPECT_GT(json.at("memory_bytes").get<int64_t>(), 0);
+  EXPECT_EQ(json.at("devices").at(0).at("kind"), "cpu");
+  EXPECT_TRUE(json.at("versions").contains("grpc"));
+}
+
+TEST_F(InspectCommandTest, MachineReadsWhatLinuxSays) {
+  Write("cpuinfo",
+        "processor\t: 0\nmodel name\t: Fast CPU\nflags\t\t: fpu avx2 fma amx_tile\n\n"
+        "processor\t: 1\nmodel name\t: Slow CPU\n");
+  Write("meminfo", "MemTotal:        8000000 kB\nMemFree: 1 kB\nMemAvailable:    4000000 kB\n");
+  const Machine machine = ReadMachine(folder_.path());
+  EXPECT_EQ(machine.processor, "Fast CPU");
+  EXPECT_THAT(machine.instruction_sets, ElementsAre("fma", "avx2", "amx_tile"));
+  EXPECT_EQ(machine.memory_bytes, 8'000'000 * int64_t{1024});
+  EXPECT_EQ(machine.memory_available_bytes, 4'000'000 * int64_t{1024});
+  const Machine nothing = ReadMachine(folder_ / "nowhere");
+  EXPECT_EQ(nothing.memory_bytes, 0);
+  EXPECT_GE(nothing.cores, 1);
+}
+
+}  // namespace
+}  // namespace pyramid
