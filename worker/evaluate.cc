@@ -1,0 +1,53 @@
+#include "worker/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "proto/base/status.h"
+
+namespace pyramid {
+
+void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
+                double label_smoothing, EvalCounts& counts) {
+  const int64_t classes = labels.empty() ? 0 : static_cast<int64_t>(logits.size() / labels.size());
+  for (size_t i = 0; i < labels.size(); ++i) {
+    const std::span<const float> row = logits.subspan(i * classes, classes);
+    const float mine = row[labels[i]];
+    const float largest = *std::max_element(row.begin(), row.end());
+    int64_t ahead = std::isfinite(mine) ? 0 : classes;
+    double sum_exp = 0;
+    double sum = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      if (!std::isfinite(row[c])) ahead = classes;
+      if (row[c] > mine || (row[c] == mine && c < labels[i])) ++ahead;
+      sum_exp += std::exp(static_cast<double>(row[c]) - largest);
+      sum += row[c];
+    }
+    const double log_sum = largest + std::log(sum_exp);
+    counts.loss_sum += (1 - label_smoothing) * (log_sum - mine) +
+                       label_smoothing * (log_sum - sum / static_cast<double>(classes));
+    counts.top1 += ahead < 1;
+    counts.top5 += ahead < 5;
+    ++counts.images;
+  }
+}
+
+absl::StatusOr<EvalCounts> Evaluate(Loader& loader, int side, double label_smoothing,
+                                    const LogitsFunction& logits,
+                                    const std::function<bool(int64_t images)>& stop) {
+  EvalCounts counts;
+  while (true) {
+    if (stop(counts.images)) {
+      counts.interrupted = true;
+      return counts;
+    }
+    ASSIGN_OR_RETURN(const Batch* batch, loader.Take());
+    if (batch == nullptr) return counts;
+    if (batch->count == 0) continue;
+    ASSIGN_OR_RETURN(const std::vector<float> values,
+                     logits(batch->pixels, static_cast<int>(batch->count), side));
+    CountBatch(values, batch->labels, label_smoothing, counts);
+  }
+}
+
+}  // namespace pyramid

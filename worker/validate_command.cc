@@ -1,0 +1,105 @@
+// pyramid-worker validate: scores a checkpoint on a recipe's validation split, offline.
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "model/classifier.h"
+#include "proto/base/status.h"
+#include "worker/commands.h"
+#include "worker/evaluate.h"
+#include "worker/placement.h"
+#include "worker/recipe_flags.h"
+
+namespace pyramid {
+namespace {
+
+struct ValidateFlags {
+  std::string device;
+  std::string dtype = "fp32";
+  int threads = 0;
+  bool json = false;
+};
+
+absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
+  if (recipe.ckpt_path.empty())
+    return absl::InvalidArgumentError("--ckpt_path is missing; use the folder of a checkpoint");
+  ASSIGN_OR_RETURN(const std::unique_ptr<Dataset> data,
+                   OpenDataset(recipe.dataset, recipe.data_dir, recipe.val_split));
+  ClassifierOptions options{.device = flags.device.empty() ? recipe.device : flags.device,
+                            .dtype = flags.dtype};
+  options.threads = flags.threads > 0 ? flags.threads : ComputeThreads(1);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Classifier> classifier,
+                   LoadClassifier(recipe.ckpt_path, options));
+  const v1::Manifest& manifest = classifier->manifest();
+  const int classes = manifest.network().num_classes();
+  RETURN_IF_ERROR(CheckLabels(*data, classes));
+
+  BadPictures bad(data->size());
+  const std::unique_ptr<Loader> loader = MakeEvalLoader(*data,
+                                                        {.preprocessing = manifest.preprocessing(),
+                                                         .batch = recipe.batch_size,
+                                                         .end = data->size(),
+                                                         .threads = LoaderThreads(recipe, 1)},
+                                                        bad);
+  std::fprintf(stderr, "Model: %s\nNum batches: %ld\nStart validating...\n",
+               manifest.network().variant().c_str(),
+               static_cast<long>((data->size() + recipe.batch_size - 1) / recipe.batch_size));
+  const absl::Time begin = absl::Now();
+  ASSIGN_OR_RETURN(const EvalCounts counts,
+                   Evaluate(
+                       *loader, manifest.preprocessing().crop(), recipe.label_smoothing,
+                       [&](std::span<const float> pixels, int count, int side) {
+                         return classifier->Forward(pixels, count, side, side);
+                       },
+                       [](int64_t) { return false; }));
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
+  if (flags.json) {
+    nlohmann::json json = {{"top1", counts.Top1()},       {"loss", counts.Loss()},
+                           {"images", counts.images},     {"correct", counts.top1},
+                           {"bad_pictures", bad.count()}, {"seconds", seconds},
+                           {"digest", manifest.digest()}};
+    if (classes >= 5) json["top5"] = counts.Top5();
+    std::printf("%s\n", json.dump().c_str());
+    return absl::OkStatus();
+  }
+  std::printf("%ld of %ld right, %.1f images/s, %ld bad pictures\n", static_cast<long>(counts.top1),
+              static_cast<long>(counts.images), static_cast<double>(counts.images) / seconds,
+              static_cast<long>(bad.count()));
+  const std::string top5 =
+      classes >= 5 ? absl::StrCat(", 'Top_5_Accuracy': ", absl::StrFormat("%.17g", counts.Top5()))
+                   : "";
+  std::printf("{'Top_1_Accuracy': %.17g%s, 'loss': %.17g}\n", counts.Top1(), top5.c_str(),
+              counts.Loss());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int ValidateCommand(const Arguments& arguments) {
+  CLI::App app(
+      "Scores a checkpoint on a recipe's validation split. The pictures are prepared as the "
+      "checkpoint's manifest says.",
+      "validate");
+  RecipeFlags recipe_flags(app, {"device", "ckpt_path"});
+  ValidateFlags flags;
+  std::string checkpoint;
+  app.add_option("--ckpt_path,--ckpt-path,--ckpt", checkpoint, "Folder of the checkpoint");
+  app.add_option("--device", flags.device, "cpu, cuda:N or npu:N; default: the recipe's");
+  app.add_option("--dtype", flags.dtype, "fp32 or bf16");
+  app.add_option("--threads", flags.threads, "Inside an operation")->check(CLI::Range(1, 1024));
+  app.add_flag("--json", flags.json, "One JSON object on standard output");
+  int code = 0;
+  if (!ParseOrExplain(app, arguments, code)) return code;
+  std::vector<std::string> overrides;
+  if (!checkpoint.empty())
+    overrides.push_back(absl::StrCat("ckpt_path=", nlohmann::json(checkpoint).dump()));
+  const absl::StatusOr<ParsedRecipe> parsed = recipe_flags.Parse(overrides);
+  if (!parsed.ok()) return Fail(parsed.status());
+  const absl::Status status = Validate(parsed->recipe, flags);
+  return status.ok() ? 0 : Fail(status);
+}
+
+}  // namespace pyramid
