@@ -30,7 +30,8 @@ void UseProcessThreads() {
 }
 
 // Weights of linear layers and convolutions in bf16; norms, the residual sum and the head stay f32.
-// On b0 with formula weights that halves the error of a network that is bf16 throughout.
+// As fast as bf16 throughout, and the logits' root mean square error is 15-30 % smaller (b0 and b2,
+// formula weights, 64 and 224 pixels, AMX).
 void ConvertToBf16(PvtV2& network) {
   for (const auto& [name, module] : network->named_modules("", /*include_self=*/false).pairs()) {
     const bool matrix = module->as<torch::nn::LinearImpl>() != nullptr ||
