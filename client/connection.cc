@@ -56,6 +56,11 @@ absl::StatusOr<ServerAddress> FromText(const Environment& environment, const std
   const std::filesystem::path path = environment.folder / text;
   if (absl::EndsWith(text, ".json") || std::filesystem::is_regular_file(path, ignored)) {
     absl::StatusOr<std::string> target = ReadAddressFile(path);
+    if (absl::IsNotFound(target.status())) {
+      return absl::UnavailableError(absl::StrCat(
+          "no server: ", source, " names ", text,
+          ", which isn't there; pyramid-server writes it when it starts, into its data folder"));
+    }
     if (!target.ok()) return Annotate(target.status(), source);
     return ServerAddress{*std::move(target), absl::StrCat(source, ", ", text)};
   }

@@ -94,8 +94,8 @@ int RunProgram(const std::vector<std::string>& arguments, Environment& environme
     std::reverse(reversed.begin(), reversed.end());
     app.parse(reversed);
   } catch (const CLI::CallForHelp&) {
-    const std::vector<CLI::App*> chosen = app.get_subcommands();
-    *environment.out << (chosen.empty() ? app.help() : chosen[0]->help()) << std::flush;
+    // Help of the subcommand, if one was chosen.
+    *environment.out << app.help() << std::flush;
     return kDone;
   } catch (const CLI::CallForVersion&) {
     *environment.out << "pyramid " PYRAMID_VERSION "\n" << std::flush;

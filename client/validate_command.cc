@@ -27,7 +27,8 @@ namespace {
 
 constexpr absl::string_view kPushback = "grpc-retry-pushback-ms";
 constexpr absl::Duration kRequestTimeout = absl::Seconds(60);
-constexpr int64_t kRequestBytes = 3 << 20;  // under gRPC's default limit of 4 MiB
+constexpr int64_t kRequestBytes = 3 << 20;     // of pictures; under gRPC's default limit of 4 MiB
+constexpr int64_t kRequestOverhead = 1 << 16;  // at most, of a request beside its pictures
 constexpr int kTopFive = 5;
 
 struct Options {
@@ -36,6 +37,7 @@ struct Options {
   std::string split = "val";
   int batch = 32;
   int concurrency = 8;
+  int64_t request_bytes = kRequestBytes;
   bool json = false;
 };
 
@@ -273,8 +275,8 @@ absl::Status ValidateAll(const Environment& environment, ExportedPictures& pictu
     ASSIGN_OR_RETURN(std::optional<LabelledPicture> picture, pictures.Next());
     if (!picture.has_value()) break;
     const auto bytes = static_cast<int64_t>(picture->bytes.size());
-    if (!batch.empty() &&
-        (static_cast<int>(batch.size()) >= options.batch || batch_bytes + bytes > kRequestBytes)) {
+    if (!batch.empty() && (static_cast<int>(batch.size()) >= options.batch ||
+                           batch_bytes + bytes > options.request_bytes)) {
       if (!send()) return validation.error();
     }
     batch_bytes += bytes;
@@ -335,6 +337,10 @@ int Validate(Environment& environment, Options options) {
   const absl::StatusOr<v1::ModelVersion> model = FindModel(**connection, options.model, listed);
   if (!model.ok()) return Fail(environment, model.status());
   if (listed.max_pictures() > 0) options.batch = std::min(options.batch, listed.max_pictures());
+  if (listed.max_message_bytes() > 0) {
+    options.request_bytes =
+        std::min(options.request_bytes, listed.max_message_bytes() - kRequestOverhead);
+  }
   if (environment.worker.empty()) {
     return Fail(environment,
                 absl::InternalError("pyramid-worker is neither beside this program nor on PATH; it "

@@ -57,10 +57,10 @@ TEST_F(ConnectionTest, WhatIsNoAddressIsWrongUsage) {
   }
 }
 
-TEST_F(ConnectionTest, NamedFileThatIsMissingIsNotFound) {
+TEST_F(ConnectionTest, NamedFileThatIsMissingMeansNoServer) {
   environment_.server_flag = "nowhere/server.json";
   EXPECT_THAT(ResolveServer(environment_),
-              StatusIs(absl::StatusCode::kNotFound, HasSubstr("nowhere/server.json")));
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("nowhere/server.json")));
 }
 
 TEST_F(ConnectionTest, BrokenServerJsonIsAnErrorNotTheDefault) {

@@ -11,6 +11,7 @@
 namespace pyramid {
 namespace {
 
+using ::testing::AllOf;
 using testing::CommandResult;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -68,7 +69,7 @@ TEST_F(ProgramTest, HelpNamesEveryCommandAndLeavesWithZero) {
 TEST_F(ProgramTest, CommandsHaveTheirOwnHelp) {
   const CommandResult result = Pyramid({"classify", "--help"});
   EXPECT_EQ(result.code, 0);
-  EXPECT_THAT(result.out, HasSubstr("--top-k"));
+  EXPECT_THAT(result.out, AllOf(HasSubstr("Usage: pyramid classify"), HasSubstr("--top-k")));
 }
 
 TEST_F(ProgramTest, VersionIsOneLine) {

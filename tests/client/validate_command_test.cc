@@ -183,6 +183,18 @@ TEST_F(ValidateCommandTest, PicturesThatFailAreCountedApartAndEndWithExitCode1) 
   EXPECT_THAT(result.err, HasSubstr("1 pictures failed, the first: truncated PNG"));
 }
 
+TEST_F(ValidateCommandTest, RequestsStayUnderTheServersMessageLimit) {
+  server_.models = [](v1::ListModelsResponse& response) {
+    *response.add_models() = testing::MakeModel("fashion", 2, 10);
+    response.set_max_message_bytes((1 << 16) + 10);  // room for two or three pictures
+    return grpc::Status::OK;
+  };
+  EXPECT_EQ(Pyramid({"validate", "data"}).code, 0);
+  absl::MutexLock lock(&mutex_);
+  EXPECT_EQ(largest_, 3);
+  EXPECT_EQ(seen_.size(), 100u);
+}
+
 TEST_F(ValidateCommandTest, FewClassesHaveNoTopFive) {
   Export(10, 3);
   server_.models = [](v1::ListModelsResponse& response) {
