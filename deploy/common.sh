@@ -98,7 +98,7 @@ check_disk() {
   local packages=0 libtorch=0 build=300
   [ "${PYRAMID_SKIP_PACKAGES:-}" = 1 ] || [ -z "$(missing_packages build)" ] || packages=2000
   [ -e "$libtorch_dir/lib/libtorch_cpu.so" ] || libtorch=1700
-  [ -e "$build_dir/bin/pyramid-server" ] || build=2000
+  [ -e "$build_dir/bin/pyramid-server" ] || build=1500
   need_disk /usr "$packages" "$cache" "$libtorch" "$root" "$build"
 }
 
