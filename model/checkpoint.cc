@@ -1,6 +1,8 @@
 #include "model/checkpoint.h"
 
+#include <google/protobuf/util/field_comparator.h>
 #include <google/protobuf/util/json_util.h>
+#include <google/protobuf/util/message_differencer.h>
 #include <sys/statvfs.h>
 
 #include <algorithm>
@@ -98,6 +100,15 @@ std::string DigestOf(const json& tree) {
   return absl::StrCat("sha256:", Sha256Hex(covered.dump()));
 }
 
+// Equal, NaN counting as equal to NaN: a diverged run has a loss of NaN.
+bool SameManifest(const v1::Manifest& a, const v1::Manifest& b) {
+  google::protobuf::util::DefaultFieldComparator comparator;
+  comparator.set_treat_nan_as_equal(true);
+  google::protobuf::util::MessageDifferencer differencer;
+  differencer.set_field_comparator(&comparator);
+  return differencer.Compare(a, b);
+}
+
 absl::StatusOr<json> TreeOf(const v1::Manifest& manifest) {
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
@@ -107,7 +118,7 @@ absl::StatusOr<json> TreeOf(const v1::Manifest& manifest) {
   // protobuf leaves out texts that aren't UTF-8 without an error, hence the way back.
   if (!google::protobuf::util::MessageToJsonString(manifest, &text, options).ok() ||
       !google::protobuf::util::JsonStringToMessage(text, &back).ok() ||
-      back.SerializeAsString() != manifest.SerializeAsString()) {
+      !SameManifest(back, manifest)) {
     return absl::InvalidArgumentError("the manifest can't be written as JSON: a text isn't UTF-8");
   }
   json tree = json::parse(text, nullptr, false);

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
@@ -288,6 +290,18 @@ TEST(CheckpointTest, ManifestToJsonComesBackTheSame) {
   ASSERT_OK_AND_ASSIGN(const v1::Manifest back, ManifestFromJson(text));
   EXPECT_EQ(back.SerializeAsString(), manifest.SerializeAsString());
   EXPECT_EQ(ManifestToJson(back), text);
+}
+
+TEST(CheckpointTest, ADivergedRunCanBeSaved) {
+  TempFolder folder;
+  v1::Manifest manifest = ExampleManifest();
+  manifest.mutable_training()->set_val_loss(-std::numeric_limits<double>::quiet_NaN());
+  manifest.mutable_training()->set_val_top1(std::numeric_limits<double>::infinity());
+  const std::string weights = Tensor("w", 8);
+  ASSERT_OK(WriteCheckpoint(folder / "c", manifest, {{std::string(kWeightsFile), weights}}));
+  ASSERT_OK_AND_ASSIGN(const v1::Manifest read, VerifyCheckpoint(folder / "c"));
+  EXPECT_TRUE(std::isnan(read.training().val_loss()));
+  EXPECT_TRUE(std::isinf(read.training().val_top1()));
 }
 
 TEST(CheckpointTest, AnExistingFolderIsLeftAlone) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "proto/base/file.h"
+#include "tests/testing/formula.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
@@ -27,17 +28,6 @@ std::string Golden() {
   return bytes.ok() ? *bytes : "";
 }
 
-// formula.py of tests/golden: what the i-th value of a tensor is.
-double Level(absl::string_view name, uint64_t i) {
-  uint64_t seed = 0xCBF29CE484222325;
-  for (const char c : name) seed = (seed ^ static_cast<unsigned char>(c)) * 0x100000001B3;
-  uint64_t z = seed + (i + 1) * 0x9E3779B97F4A7C15;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-  z ^= z >> 31;
-  return (static_cast<double>(z >> 56) - 127.5) / 127.5;
-}
-
 TEST(SafetensorsTest, ReadsAFileOfTheSafetensorsLibrary) {
   const std::string file = Golden();
   ASSERT_OK_AND_ASSIGN(const SafetensorsView view, ParseSafetensors(file));
@@ -50,10 +40,11 @@ TEST(SafetensorsTest, ReadsAFileOfTheSafetensorsLibrary) {
   EXPECT_EQ(weight->dtype, "F32");
   EXPECT_THAT(weight->shape, ElementsAre(10, 8));
   ASSERT_EQ(weight->data.size(), 320u);
+  const std::vector<double> levels = testing::FormulaLevels("head.weight", 80);
   for (size_t i = 0; i < 80; ++i) {
     float value = 0;
     std::memcpy(&value, weight->data.data() + 4 * i, 4);
-    EXPECT_EQ(value, static_cast<float>(8 * Level("head.weight", i))) << i;
+    EXPECT_EQ(value, static_cast<float>(8 * levels[i])) << i;
   }
   const TensorBytes* scalar = view.Find("scalar");
   ASSERT_NE(scalar, nullptr);
