@@ -15,38 +15,36 @@ constexpr absl::Duration kWatchPause = absl::Milliseconds(200);
 
 }  // namespace
 
-TrainingServiceImpl::TrainingServiceImpl(JobManager& jobs, Metrics& metrics,
-                                         PromoteFunction promote)
-    : jobs_(jobs), metrics_(metrics), promote_(std::move(promote)) {}
+TrainingService::TrainingService(JobManager& jobs, PromoteFunction promote, Metrics& metrics)
+    : jobs_(jobs), promote_(std::move(promote)), metrics_(metrics) {}
 
-grpc::Status TrainingServiceImpl::SubmitJob(grpc::ServerContext*,
-                                            const v1::SubmitJobRequest* request,
-                                            v1::SubmitJobResponse* response) {
+grpc::Status TrainingService::SubmitJob(grpc::ServerContext*, const v1::SubmitJobRequest* request,
+                                        v1::SubmitJobResponse* response) {
   return Handle(metrics_, kService, "SubmitJob", [&]() -> absl::Status {
     ASSIGN_OR_RETURN(*response, jobs_.Submit(*request));
     return absl::OkStatus();
   });
 }
 
-grpc::Status TrainingServiceImpl::GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
-                                         v1::Job* response) {
+grpc::Status TrainingService::GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
+                                     v1::Job* response) {
   return Handle(metrics_, kService, "GetJob", [&]() -> absl::Status {
     ASSIGN_OR_RETURN(*response, jobs_.Get(request->job_id()));
     return absl::OkStatus();
   });
 }
 
-grpc::Status TrainingServiceImpl::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
-                                           v1::ListJobsResponse* response) {
+grpc::Status TrainingService::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
+                                       v1::ListJobsResponse* response) {
   return Handle(metrics_, kService, "ListJobs", [&]() -> absl::Status {
     for (v1::Job& job : jobs_.List(*request)) *response->add_jobs() = std::move(job);
     return absl::OkStatus();
   });
 }
 
-grpc::Status TrainingServiceImpl::WatchJob(grpc::ServerContext* context,
-                                           const v1::WatchJobRequest* request,
-                                           grpc::ServerWriter<v1::JobEvent>* writer) {
+grpc::Status TrainingService::WatchJob(grpc::ServerContext* context,
+                                       const v1::WatchJobRequest* request,
+                                       grpc::ServerWriter<v1::JobEvent>* writer) {
   return Handle(metrics_, kService, "WatchJob", [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const std::unique_ptr<JobWatch> watch, jobs_.Watch(*request));
     while (!context->IsCancelled()) {
@@ -63,18 +61,17 @@ grpc::Status TrainingServiceImpl::WatchJob(grpc::ServerContext* context,
   });
 }
 
-grpc::Status TrainingServiceImpl::CancelJob(grpc::ServerContext*,
-                                            const v1::CancelJobRequest* request,
-                                            v1::Job* response) {
+grpc::Status TrainingService::CancelJob(grpc::ServerContext*, const v1::CancelJobRequest* request,
+                                        v1::Job* response) {
   return Handle(metrics_, kService, "CancelJob", [&]() -> absl::Status {
     ASSIGN_OR_RETURN(*response, jobs_.Cancel(*request));
     return absl::OkStatus();
   });
 }
 
-grpc::Status TrainingServiceImpl::PromoteCheckpoint(grpc::ServerContext*,
-                                                    const v1::PromoteCheckpointRequest* request,
-                                                    v1::PromoteCheckpointResponse* response) {
+grpc::Status TrainingService::PromoteCheckpoint(grpc::ServerContext*,
+                                                const v1::PromoteCheckpointRequest* request,
+                                                v1::PromoteCheckpointResponse* response) {
   return Handle(metrics_, kService, "PromoteCheckpoint", [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const std::filesystem::path folder,
                      jobs_.CheckpointFolder(request->job_id(), request->checkpoint_id()));

@@ -21,9 +21,9 @@ using PromoteFunction = absl::AnyInvocable<absl::StatusOr<v1::PromoteCheckpointR
 // Thread-safe. `jobs` and `metrics` must outlive it. A WatchJob stream holds a thread of the gRPC
 // server and ends within a fifth of a second when its client goes, or with Unavailable when the
 // manager has drained.
-class TrainingServiceImpl final : public v1::TrainingService::Service {
+class TrainingService final : public v1::TrainingService::Service {
  public:
-  TrainingServiceImpl(JobManager& jobs, Metrics& metrics, PromoteFunction promote);
+  TrainingService(JobManager& jobs, PromoteFunction promote, Metrics& metrics);
 
   grpc::Status SubmitJob(grpc::ServerContext* context, const v1::SubmitJobRequest* request,
                          v1::SubmitJobResponse* response) override;
@@ -41,8 +41,8 @@ class TrainingServiceImpl final : public v1::TrainingService::Service {
 
  private:
   JobManager& jobs_;
-  Metrics& metrics_;
   PromoteFunction promote_;
+  Metrics& metrics_;
 };
 
 }  // namespace pyramid

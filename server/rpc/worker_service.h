@@ -10,9 +10,9 @@
 namespace pyramid {
 
 // Thread-safe. `jobs` and `metrics` must outlive it.
-class WorkerServiceImpl final : public v1::WorkerService::Service {
+class WorkerService final : public v1::WorkerService::Service {
  public:
-  WorkerServiceImpl(JobManager& jobs, Metrics& metrics) : jobs_(jobs), metrics_(metrics) {}
+  WorkerService(JobManager& jobs, Metrics& metrics) : jobs_(jobs), metrics_(metrics) {}
 
   grpc::Status Register(grpc::ServerContext* context, const v1::RegisterRequest* request,
                         v1::RegisterResponse* response) override;

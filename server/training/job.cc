@@ -123,7 +123,8 @@ std::string FailureName(v1::FailureClass failure) {
   return v1::FailureClass_Name(failure);
 }
 
-AttemptOutcome Judge(const std::vector<WorkerEnd>& workers, const std::optional<Verdict>& verdict) {
+AttemptOutcome Judge(const std::vector<WorkerEnd>& workers,
+                     const std::optional<EndVerdict>& verdict) {
   // The final checkpoint is published and validated when rank 0 says so; what its peers did while
   // they were leaving doesn't undo that.
   for (const WorkerEnd& end : workers) {

@@ -47,7 +47,7 @@ struct WorkerEnd {
 };
 
 // The manager's own reason to end an attempt: it came before anything the workers said.
-struct Verdict {
+struct EndVerdict {
   v1::FailureClass failure = v1::FAILURE_CLASS_UNSPECIFIED;
   std::string cause;
 };
@@ -62,7 +62,8 @@ struct AttemptOutcome {
 // Finds the cause of a gang's end. One worker's death ends its peers (their connections break, we
 // stop them), so: the verdict first, then what a worker said of itself, then a death by itself,
 // then broken connections, then a stop. Rank 0 alone decides success.
-AttemptOutcome Judge(const std::vector<WorkerEnd>& workers, const std::optional<Verdict>& verdict);
+AttemptOutcome Judge(const std::vector<WorkerEnd>& workers,
+                     const std::optional<EndVerdict>& verdict);
 
 struct NextStep {
   v1::JobState state = v1::FAILED;

@@ -10,6 +10,7 @@
 #include "proto/base/log.h"
 #include "proto/base/status.h"
 #include "proto/base/time.h"
+#include "server/training/checkpoints_on_disk.h"
 #include "server/training/text.h"
 
 namespace pyramid {
@@ -306,8 +307,8 @@ absl::StatusOr<std::pair<JobManager::Entry*, LiveWorker*>> JobManager::FindWorke
 }
 
 v1::Directive JobManager::DirectiveFor(const Entry& entry) const {
-  const bool stop = draining_ || entry.job.state() == v1::STOPPING ||
-                    entry.live->terminate_at != absl::InfiniteFuture();
+  const bool stop =
+      draining_ || entry.job.state() == v1::STOPPING || entry.live->terminate_at <= clock_.Now();
   return stop ? v1::STOP : v1::GO_ON;
 }
 

@@ -9,13 +9,10 @@
 #define PYRAMID_SERVER_TRAINING_JOB_MANAGER_H_
 
 #include <cstdint>
-#include <deque>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
-#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -31,38 +28,15 @@
 #include "proto/training.pb.h"
 #include "proto/worker.pb.h"
 #include "server/metrics.h"
+#include "server/training/job_entry.h"
 #include "server/training/job_spec.h"
 #include "server/training/job_store.h"
+#include "server/training/job_watch.h"
 #include "server/training/launcher.h"
 #include "server/training/live_attempt.h"
 #include "server/training/scheduler.h"
 
 namespace pyramid {
-
-class JobManager;
-
-// One follower of a job. It pulls, so a slow one costs nothing: what is stored is read from the
-// store, progress between two calls is skipped but for the newest. Not thread-safe; must not
-// outlive the manager.
-class JobWatch {
- public:
-  // Waits for the next event, at most until `deadline`.
-  //   OutOfRange        there won't be another one: the job has ended (or history_only)
-  //   DeadlineExceeded  nothing new yet; call again
-  //   Unavailable       the server is stopping
-  absl::StatusOr<v1::JobEvent> Next(absl::Time deadline);
-
- private:
-  friend class JobManager;
-  JobWatch(JobManager& manager, const v1::WatchJobRequest& request)
-      : manager_(&manager), request_(request), cursor_(request.after_event()) {}
-  JobManager* manager_;
-  v1::WatchJobRequest request_;
-  int64_t cursor_;  // number of the last stored event handed out
-  int64_t seen_progress_ = 0;
-  int64_t seen_reason_ = 0;
-  std::deque<v1::JobEvent> buffer_;
-};
 
 class JobManager {
  public:
@@ -85,10 +59,13 @@ class JobManager {
     std::function<bool(absl::string_view point)> dies_at;
   };
 
-  // Opens the store, takes over what still runs, starts the thread. Errors: JobStore::Open's.
+  // Opens the store and looks at what still runs. Errors: JobStore::Open's.
   static absl::StatusOr<std::unique_ptr<JobManager>> Create(Options options, Launcher& launcher,
                                                             Metrics& metrics,
                                                             Clock& clock = Clock::Real());
+  // Starts the thread; until then nothing is launched and nothing ended. Once, when workers can
+  // reach the server.
+  void Start();
   // Leaves workers running: the next server takes them over. See Drain.
   ~JobManager();
   JobManager(const JobManager&) = delete;
@@ -123,23 +100,7 @@ class JobManager {
       return a.size() != b.size() ? a.size() < b.size() : a < b;
     }
   };
-  struct Entry {
-    v1::Job job;
-    std::unique_ptr<LiveAttempt> live;
-    absl::Time not_before = absl::InfinitePast();
-    absl::Time progress_stored = absl::InfinitePast();
-    int64_t version = 1;                         // grows with everything a watcher may want
-    int64_t progress_version = 0;                // `version` of the newest progress
-    int64_t reason_version = 0;                  // … of the newest reason that isn't stored
-    std::pair<int64_t, std::set<int>> finished;  // epoch of an ended attempt, ranks answered
-  };
-  struct Gang {  // to be started
-    std::string job_id;
-    int64_t epoch = 0;
-    std::filesystem::path folder;
-    std::string recipe;
-    std::vector<WorkerLaunch> workers;
-  };
+  using Entry = JobEntry;
   struct SeenEnd;  // a process's end with the files it left
 
   JobManager(Options options, std::unique_ptr<JobStore> store, Launcher& launcher, Metrics& metrics,
@@ -173,10 +134,10 @@ class JobManager {
   SeenEnd LookAt(const ProcessEnd& end) const;
   void Record(SeenEnd seen) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndAttempt(const std::string& job_id);
-  std::vector<Gang> PlanLaunches(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<Gang> BeginAttempt(Entry& entry, const std::vector<std::string>& devices,
-                                    absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void LaunchGang(const Gang& gang);
+  std::vector<GangLaunch> PlanLaunches(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<GangLaunch> BeginAttempt(Entry& entry, const std::vector<std::string>& devices,
+                                          absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LaunchGang(const GangLaunch& gang);
   std::map<std::string, DevicePool> FreeDevices() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<WaitingJob> WaitingJobs() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -11,6 +11,7 @@
 #include "proto/base/log.h"
 #include "proto/base/status.h"
 #include "proto/base/time.h"
+#include "server/training/checkpoints_on_disk.h"
 #include "server/training/job.h"
 #include "server/training/job_manager.h"
 #include "server/training/scheduler.h"
@@ -80,8 +81,18 @@ absl::StatusOr<std::unique_ptr<JobManager>> JobManager::Create(Options options, 
   std::unique_ptr<JobManager> manager(
       new JobManager(std::move(options), std::move(store), launcher, metrics, clock));
   RETURN_IF_ERROR(manager->Restore());
-  manager->thread_ = std::thread([raw = manager.get()] { raw->Loop(); });
   return manager;
+}
+
+void JobManager::Start() {
+  {
+    absl::MutexLock lock(&mutex_);
+    const absl::Time now = clock_.Now();
+    for (auto& [id, entry] : jobs_) {
+      if (entry.live != nullptr) entry.live->reattach_until = now + options_.reattach_window;
+    }
+  }
+  thread_ = std::thread([this] { Loop(); });
 }
 
 JobManager::~JobManager() {
@@ -102,6 +113,7 @@ absl::Status JobManager::Restore() {
     Entry& entry = jobs_[item.job.id()];
     entry.job = std::move(item.job);
     entry.job.set_folder(FolderOf(entry.job.id()).string());
+    if (entry.job.has_progress()) entry.progress_version = entry.version;
     if (LiveAttemptOf(entry.job) != nullptr) {
       Reattach(entry, item.workers);
       continue;
@@ -158,12 +170,13 @@ void JobManager::Reattach(Entry& entry, const std::vector<StoredWorker>& stored)
     }
   }
   if (unlaunched > 0) {
-    live->verdict = Verdict{v1::COORDINATOR_RESTART,
-                            absl::StrCat("the server ended when ", unlaunched, " of ",
-                                         entry.job.workers(), " workers weren't launched yet")};
+    live->verdict = EndVerdict{v1::COORDINATOR_RESTART,
+                               absl::StrCat("the server ended when ", unlaunched, " of ",
+                                            entry.job.workers(), " workers weren't launched yet")};
   } else if (gone == entry.job.workers() && !anything_said) {
-    live->verdict = Verdict{v1::COORDINATOR_RESTART,
-                            "the workers ended while the server was away and left no exit record"};
+    live->verdict =
+        EndVerdict{v1::COORDINATOR_RESTART,
+                   "the workers ended while the server was away and left no exit record"};
   }
   if (entry.job.state() == v1::STOPPING) {
     const absl::Time terminate = now + options_.limits.stop_grace;
@@ -226,12 +239,12 @@ void JobManager::Tick() {
   }
   for (const std::string& id : over) EndAttempt(id);
 
-  std::vector<Gang> gangs;
+  std::vector<GangLaunch> gangs;
   {
     absl::MutexLock lock(&mutex_);
     if (!draining_ && !stop_ && !dead_) gangs = PlanLaunches(clock_.Now());
   }
-  for (const Gang& gang : gangs) LaunchGang(gang);
+  for (const GangLaunch& gang : gangs) LaunchGang(gang);
 }
 
 JobManager::SeenEnd JobManager::LookAt(const ProcessEnd& end) const {
@@ -357,15 +370,15 @@ std::vector<WaitingJob> JobManager::WaitingJobs() const {
   return waiting;
 }
 
-std::vector<JobManager::Gang> JobManager::PlanLaunches(absl::Time now) {
-  std::vector<Gang> gangs;
+std::vector<GangLaunch> JobManager::PlanLaunches(absl::Time now) {
+  std::vector<GangLaunch> gangs;
   Snapshot snapshot{.waiting = WaitingJobs()};
   if (snapshot.waiting.empty()) return gangs;
   snapshot.pools = FreeDevices();
   const LaunchPlan plan = Plan(snapshot, now);
   for (const PlannedLaunch& launch : plan.launches) {
     Entry& entry = jobs_.find(launch.id)->second;
-    absl::StatusOr<Gang> gang = BeginAttempt(entry, launch.devices, now);
+    absl::StatusOr<GangLaunch> gang = BeginAttempt(entry, launch.devices, now);
     if (!gang.ok()) {
       log::Error("launch_not_stored", {{"job", launch.id}, {"error", gang.status().message()}});
       break;
@@ -387,9 +400,9 @@ std::vector<JobManager::Gang> JobManager::PlanLaunches(absl::Time now) {
   return gangs;
 }
 
-absl::StatusOr<JobManager::Gang> JobManager::BeginAttempt(Entry& entry,
-                                                          const std::vector<std::string>& devices,
-                                                          absl::Time now) {
+absl::StatusOr<GangLaunch> JobManager::BeginAttempt(Entry& entry,
+                                                    const std::vector<std::string>& devices,
+                                                    absl::Time now) {
   const bool first = entry.job.attempts_size() == 0;
   v1::Job next = entry.job;
   next.set_state(v1::STARTING);
@@ -420,10 +433,10 @@ absl::StatusOr<JobManager::Gang> JobManager::BeginAttempt(Entry& entry,
   live->launched = now;
   live->workers.resize(devices.size());
   const int slots = options_.devices.at(entry.job.device());
-  Gang gang{.job_id = entry.job.id(),
-            .epoch = epoch,
-            .folder = entry.job.folder(),
-            .recipe = entry.job.recipe()};
+  GangLaunch gang{.job_id = entry.job.id(),
+                  .epoch = epoch,
+                  .folder = entry.job.folder(),
+                  .recipe = entry.job.recipe()};
   for (size_t rank = 0; rank < devices.size(); ++rank) {
     live->workers[rank].end.rank = static_cast<int>(rank);
     gang.workers.push_back({.key = {gang.job_id, epoch, static_cast<int>(rank)},
@@ -439,7 +452,7 @@ absl::StatusOr<JobManager::Gang> JobManager::BeginAttempt(Entry& entry,
   return gang;
 }
 
-void JobManager::LaunchGang(const Gang& gang) {
+void JobManager::LaunchGang(const GangLaunch& gang) {
   if (DiesAt("after-commit-before-launch")) return;
   absl::Status status = MakeFolders(AttemptFolder(gang.folder, gang.epoch));
   if (status.ok()) status = WriteFileAtomically(gang.folder / "recipe.yaml", gang.recipe);
@@ -471,7 +484,7 @@ void JobManager::LaunchGang(const Gang& gang) {
     exit.set_pid(pids[rank]);
   }
   if (!status.ok()) {
-    live.verdict = Verdict{ClassOfLaunchError(status), std::string(status.message())};
+    live.verdict = EndVerdict{ClassOfLaunchError(status), std::string(status.message())};
     wake_ = true;
   }
   log::Info("attempt_launched", {{"job", gang.job_id},

@@ -68,7 +68,7 @@ void LiveAttempt::FindReasonToEnd(const AttemptLimits& limits, absl::Time now) {
     for (const LiveWorker& worker : workers) {
       if (worker.heard || !MustTalk(worker)) continue;
       if (now < reattach_until) return;
-      verdict = Verdict{
+      verdict = EndVerdict{
           v1::COORDINATOR_RESTART,
           absl::StrCat("rank ", worker.end.rank, " didn't report after the server's restart")};
       return EndBy(now, now + limits.kill_grace);
@@ -82,21 +82,21 @@ void LiveAttempt::FindReasonToEnd(const AttemptLimits& limits, absl::Time now) {
     if (!MustTalk(worker)) continue;
     if (!worker.heard) {
       if (now - launched <= limits.start_timeout) continue;
-      verdict = Verdict{v1::HANG,
-                        absl::StrCat("rank ", worker.end.rank, " didn't report within ",
-                                     absl::FormatDuration(limits.start_timeout), " of its launch")};
+      verdict = EndVerdict{
+          v1::HANG, absl::StrCat("rank ", worker.end.rank, " didn't report within ",
+                                 absl::FormatDuration(limits.start_timeout), " of its launch")};
       return EndBy(now, now + limits.kill_grace);
     }
     if (worker.reports && now - worker.last_heard > limits.lost_after) {
-      verdict =
-          Verdict{v1::HANG, absl::StrCat("rank ", worker.end.rank, " lives but didn't report for ",
-                                         absl::FormatDuration(limits.lost_after),
-                                         "; its last step was ", worker.last_step)};
+      verdict = EndVerdict{
+          v1::HANG, absl::StrCat("rank ", worker.end.rank, " lives but didn't report for ",
+                                 absl::FormatDuration(limits.lost_after), "; its last step was ",
+                                 worker.last_step)};
       return EndBy(now, now + limits.kill_grace);
     }
   }
   if (AllHeard() && now - last_heard > limits.lost_after) {
-    verdict = Verdict{
+    verdict = EndVerdict{
         v1::HANG, absl::StrCat("no worker reported for ", absl::FormatDuration(limits.lost_after))};
     EndBy(now, now + limits.kill_grace);
   }

@@ -45,7 +45,7 @@ struct LiveAttempt {
   // After a restart of the server: how long silent workers have. InfinitePast: not reattaching.
   absl::Time reattach_until = absl::InfinitePast();
   std::vector<LiveWorker> workers;  // by rank
-  std::optional<Verdict> verdict;
+  std::optional<EndVerdict> verdict;
   // SIGTERM and SIGKILL for whoever is left by then. They only come nearer.
   absl::Time terminate_at = absl::InfiniteFuture();
   absl::Time kill_at = absl::InfiniteFuture();

@@ -43,8 +43,12 @@ LaunchPlan Plan(const Snapshot& snapshot, absl::Time now) {
     }
     std::string& reason = plan.reasons[job->id];
     if (backing_off) {
-      const int64_t seconds = absl::ToInt64Seconds(job->not_before - now + absl::Milliseconds(999));
-      reason = absl::StrCat("starts again in ", seconds, " s", Ahead(waiting));
+      // A moment, not a countdown: the text stays the same while nothing changes.
+      reason =
+          absl::StrCat("starts again at ",
+                       absl::FormatTime("%H:%M:%S UTC", job->not_before + absl::Milliseconds(999),
+                                        absl::UTCTimeZone()),
+                       Ahead(waiting));
     } else {
       reason = absl::StrCat("needs ", Workers(job->workers, job->device), ", ", free, " of ",
                             pool.total, " free", Ahead(waiting));

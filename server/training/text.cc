@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <fstream>
-#include <system_error>
 
 #include "absl/strings/str_split.h"
 
@@ -64,24 +63,6 @@ std::vector<std::string> LastLines(const std::filesystem::path& file, int count)
   }
   if (lines.size() > static_cast<size_t>(count)) lines.erase(lines.begin(), lines.end() - count);
   return lines;
-}
-
-std::set<std::string> RemovedCheckpoints(const v1::Job& job) {
-  std::set<std::string> removed;
-  for (const v1::Checkpoint& checkpoint : job.checkpoints()) {
-    std::error_code error;
-    const bool there = std::filesystem::exists(checkpoint.path(), error);
-    if (!there && !error) removed.insert(checkpoint.id());
-  }
-  return removed;
-}
-
-void DropCheckpoints(v1::Job& job, const std::set<std::string>& ids) {
-  auto& all = *job.mutable_checkpoints();
-  all.erase(std::remove_if(
-                all.begin(), all.end(),
-                [&](const v1::Checkpoint& checkpoint) { return ids.count(checkpoint.id()) > 0; }),
-            all.end());
 }
 
 }  // namespace pyramid
