@@ -1,7 +1,9 @@
-// The recipe: what a user writes to describe a training job. YAML with MindCV's keys (its config.py, commit 51b0636) and ours.
+// The recipe: what a user writes to describe a training job. YAML with MindCV's keys (its
+// config.py, commit 51b0636) and ours.
 //
-// Schema, defaults and errors live here once, for server, worker and command line. Precedence: overrides > YAML > defaults. An unknown
-// key is an error that names the nearest known one. Every key's name, type and default is in VisitRecipe (recipe.cc).
+// Schema, defaults and errors live here once, for server, worker and command line. Precedence:
+// overrides > YAML > defaults. An unknown key is an error that names the nearest known one. Every
+// key's name, type and default is in VisitRecipe (recipe.cc).
 #ifndef PYRAMID_MODEL_RECIPE_H_
 #define PYRAMID_MODEL_RECIPE_H_
 
@@ -18,78 +20,80 @@ namespace pyramid {
 
 struct Recipe {
   // System
-  std::string mode = "G";            // "G": fused and packed path, "F": plain path (0, 1, graph, pynative read as well)
-  bool distribute = false;           // data parallel over `workers`
-  int workers = 1;                   // processes, one rank each
-  std::string device = "cpu";        // cpu | cuda | npu (device_target CPU | GPU | Ascend sets it)
-  std::string launcher = "local";    // local | slurm | kubernetes
+  // "G": fused and packed path, "F": plain path (0, 1, graph, pynative read as well)
+  std::string mode = "G";
+  bool distribute = false;         // data parallel over `workers`
+  int workers = 1;                 // processes, one rank each
+  std::string device = "cpu";      // cpu | cuda | npu (device_target CPU | GPU | Ascend sets it)
+  std::string launcher = "local";  // local | slurm | kubernetes
   bool val_while_train = true;
-  int val_interval = 1;              // epochs between validations
-  int log_interval = 100;            // steps between progress lines
+  int val_interval = 1;    // epochs between validations
+  int log_interval = 100;  // steps between progress lines
   int64_t seed = 42;
-  int priority = 0;                  // larger goes first
+  int priority = 0;  // larger goes first
   std::string owner;
-  int max_restarts = 3;              // attempts after the first
+  int max_restarts = 3;  // attempts after the first
 
   // Data
-  std::string dataset = "imagenet";  // imagenet: a folder of class folders | fashion_mnist, mnist: IDX files
+  // imagenet: a folder of class folders | fashion_mnist, mnist: IDX files
+  std::string dataset = "imagenet";
   std::string data_dir = "./";
   std::string train_split = "train";
   std::string val_split = "val";
   bool dataset_download = false;
-  int num_parallel_workers = 8;      // loader threads
+  int num_parallel_workers = 8;  // loader threads
   bool shuffle = true;
-  int64_t num_samples = 0;           // training pictures used; 0: all
-  int batch_size = 128;              // per worker
+  int64_t num_samples = 0;  // training pictures used; 0: all
+  int batch_size = 128;     // per worker
   bool drop_remainder = true;
 
   // Augmentation
-  int image_resize = 224;            // side of the network's input, pixels
-  int image_pad = 0;                 // side to pad small pictures to instead of resizing; 0: resize
-  int crop_padding = 0;              // with image_pad: random shift by up to so many pixels
+  int image_resize = 224;  // side of the network's input, pixels
+  int image_pad = 0;       // side to pad small pictures to instead of resizing; 0: resize
+  int crop_padding = 0;    // with image_pad: random shift by up to so many pixels
   std::vector<double> scale = {0.08, 1.0};
   std::vector<double> ratio = {0.75, 1.333};
-  double hflip = 0.5;                // probability
+  double hflip = 0.5;  // probability
   double vflip = 0.0;
   double color_jitter = 0.4;
   std::string interpolation = "bilinear";  // bilinear | bicubic
-  std::string auto_augment;          // empty: none
+  std::string auto_augment;                // empty: none
   int aug_splits = 0;
   int aug_repeats = 0;
-  double re_prob = 0.0;              // random erasing
+  double re_prob = 0.0;  // random erasing
   std::vector<double> re_scale = {0.02, 0.33};
   std::vector<double> re_ratio = {0.3, 3.3};
-  std::string re_value = "0";        // a number or "random"
+  std::string re_value = "0";  // a number or "random"
   int re_max_attempts = 10;
-  std::vector<double> mean;          // 0..255 per channel; empty: ImageNet's for 3 channels, else 127.5
+  std::vector<double> mean;  // 0..255 per channel; empty: ImageNet's for 3 channels, else 127.5
   std::vector<double> std;
   double crop_pct = 0.875;
   double mixup = 0.0;
   double cutmix = 0.0;
   double cutmix_prob = 1.0;
-  std::string compat = "timm";       // timm | mindcv: whose numerics and resampling
+  std::string compat = "timm";  // timm | mindcv: whose numerics and resampling
 
   // Model
   std::string model = "pvt_v2_b0";
-  int num_classes = 0;               // 0: as many as the data has
+  int num_classes = 0;  // 0: as many as the data has
   int in_channels = 3;
   double drop_rate = 0.0;
   double drop_path_rate = 0.0;
   bool pretrained = false;
-  std::string ckpt_path;             // start from these weights
-  bool resume_opt = false;           // with ckpt_path: go on from its optimizer state and step too
+  std::string ckpt_path;    // start from these weights
+  bool resume_opt = false;  // with ckpt_path: go on from its optimizer state and step too
   int keep_checkpoint_max = 10;
   std::string ckpt_save_dir = "./ckpt";
-  int ckpt_save_interval = 1;        // epochs
+  int ckpt_save_interval = 1;                 // epochs
   std::string ckpt_save_policy = "latest_k";  // latest_k | top_k | none
   std::string ckpt_format = "pyramid";        // pyramid | mindspore | safetensors
   int epoch_size = 90;
-  bool dataset_sink_mode = true;     // has no meaning here
+  bool dataset_sink_mode = true;  // has no meaning here
   bool ema = false;
   double ema_decay = 0.9999;
   bool clip_grad = false;
-  double clip_value = 15.0;          // global norm
-  double layer_decay = 0.0;          // 0: none
+  double clip_value = 15.0;  // global norm
+  double layer_decay = 0.0;  // 0: none
   int gradient_accumulation_steps = 1;
   bool keep_global_batch = false;
 
@@ -99,7 +103,7 @@ struct Recipe {
   double weight_decay = 1e-6;
   bool use_nesterov = false;
   std::string weight_decay_filter = "disable";  // disable: decay everything | norm_and_bias | auto
-  double eps = 1e-10;                // unused by adamw (its eps is 1e-8), as in MindCV
+  double eps = 1e-10;                           // unused by adamw (its eps is 1e-8), as in MindCV
 
   // Schedule
   std::string scheduler = "cosine_decay";
@@ -113,7 +117,7 @@ struct Recipe {
   bool lr_epoch_stair = false;
   int num_cycles = 1;
   double cycle_decay = 1.0;
-  std::string lr_scaling = "none";   // none | linear
+  std::string lr_scaling = "none";  // none | linear
 
   // Loss
   std::string loss = "CE";
@@ -122,8 +126,8 @@ struct Recipe {
   std::string reduction = "mean";
 
   // Precision
-  std::string amp_level = "O0";      // O0: fp32
-  std::string amp_dtype = "bf16";    // of O1..O3: fp16 | bf16
+  std::string amp_level = "O0";    // O0: fp32
+  std::string amp_dtype = "bf16";  // of O1..O3: fp16 | bf16
   std::string val_amp_level = "O0";
   std::string amp_cast_list;
   std::string loss_scale_type = "fixed";
@@ -139,11 +143,13 @@ struct Recipe {
 
 struct ParsedRecipe {
   Recipe recipe;
-  std::vector<std::string> warnings;  // one line each: a key without effect, a schedule that starts at 0 …
+  std::vector<std::string>
+      warnings;  // one line each: a key without effect, a schedule that starts at 0 …
 };
 
 // Reads, applies "key=value" overrides, checks every rule that needs no data. `yaml` may be empty.
-//   InvalidArgument  not YAML, unknown key, wrong type, value out of range, a feature not supported yet: "recipe.<key> …"
+//   InvalidArgument  not YAML, unknown key, wrong type, value out of range, a feature not supported
+//   yet: "recipe.<key> …"
 absl::StatusOr<ParsedRecipe> ParseRecipe(absl::string_view yaml,
                                          std::span<const std::string> overrides = {});
 
@@ -157,13 +163,16 @@ struct RecipeKey {
 };
 std::vector<RecipeKey> RecipeKeys();
 
-// The network of the recipe; `num_classes` is the data's if the recipe has none. compat decides the numerics.
+// The network of the recipe; `num_classes` is the data's if the recipe has none. compat decides the
+// numerics.
 v1::NetworkConfig NetworkOf(const Recipe& recipe, int num_classes);
 
-// Padding, GELU and epsilons of a code base: "official" and "timm" (and "pyramid", the default) | "mindcv".
+// Padding, GELU and epsilons of a code base: "official" and "timm" (and "pyramid", the default) |
+// "mindcv".
 v1::Numerics NumericsOf(absl::string_view origin);
 
-// How pictures are evaluated: pad or resize to image_resize / crop_pct, centre crop. compat decides the resampling.
+// How pictures are evaluated: pad or resize to image_resize / crop_pct, centre crop. compat decides
+// the resampling.
 v1::Preprocessing EvalPreprocessingOf(const Recipe& recipe);
 
 // The names of the variants, "pvt_v2_b0" first.

@@ -1,4 +1,5 @@
-// Time as an input: production code takes a Clock, tests give it a FakeClock (tests/testing/fake_clock.h).
+// Time as an input: production code takes a Clock, tests give it a FakeClock
+// (tests/testing/fake_clock.h).
 #ifndef PYRAMID_PROTO_BASE_CLOCK_H_
 #define PYRAMID_PROTO_BASE_CLOCK_H_
 
@@ -15,7 +16,8 @@ class Clock {
   virtual ~Clock() = default;
   virtual absl::Time Now() = 0;
 
-  // Waits until `condition` holds or `deadline` has come; true if the condition holds. `mutex` is held on entry and on return.
+  // Waits until `condition` holds or `deadline` has come; true if the condition holds. `mutex` is
+  // held on entry and on return.
   virtual bool AwaitUntil(absl::Mutex& mutex, const absl::Condition& condition, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) = 0;
 

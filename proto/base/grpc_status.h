@@ -2,7 +2,6 @@
 #ifndef PYRAMID_PROTO_BASE_GRPC_STATUS_H_
 #define PYRAMID_PROTO_BASE_GRPC_STATUS_H_
 
-
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "grpcpp/support/status.h"

@@ -21,7 +21,8 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
-// Quotes a value that holds anything but plain characters; control characters never reach the log unescaped.
+// Quotes a value that holds anything but plain characters; control characters never reach the log
+// unescaped.
 void AppendQuoted(std::string& out, absl::string_view value) {
   out += '"';
   for (const char c : value) {
@@ -79,9 +80,9 @@ void Write(spdlog::level::level_enum level, absl::string_view event,
 }  // namespace
 
 void Configure(Level level, bool json) {
-  static constexpr spdlog::level::level_enum kLevels[] = {
-      spdlog::level::debug, spdlog::level::info, spdlog::level::warn, spdlog::level::err,
-      spdlog::level::off};
+  static constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,
+                                                          spdlog::level::warn, spdlog::level::err,
+                                                          spdlog::level::off};
   Logger().set_level(kLevels[static_cast<int>(level)]);
   use_json = json;
   Logger().set_pattern(json ? "{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",\"log\":%v}"

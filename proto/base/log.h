@@ -1,7 +1,8 @@
-// Events with fields, one line each on standard error: log::Info("checkpoint_saved", {{"job", id}, {"step", step}}).
+// Events with fields, one line each on standard error: log::Info("checkpoint_saved", {{"job", id},
+// {"step", step}}).
 //
-// Info: a state change worth knowing at night. Warning: degraded, still working. Error: someone must act. Thread-safe. Libraries return
-// errors; processes log them.
+// Info: a state change worth knowing at night. Warning: degraded, still working. Error: someone
+// must act. Thread-safe. Libraries return errors; processes log them.
 #ifndef PYRAMID_PROTO_BASE_LOG_H_
 #define PYRAMID_PROTO_BASE_LOG_H_
 

@@ -4,6 +4,7 @@
 
 #include <span>
 #include <string>
+
 #include "absl/strings/string_view.h"
 
 namespace pyramid {

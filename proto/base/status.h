@@ -1,4 +1,5 @@
-// Passing absl::Status on: RETURN_IF_ERROR, ASSIGN_OR_RETURN, and Annotate for one word of context per layer.
+// Passing absl::Status on: RETURN_IF_ERROR, ASSIGN_OR_RETURN, and Annotate for one word of context
+// per layer.
 #ifndef PYRAMID_PROTO_BASE_STATUS_H_
 #define PYRAMID_PROTO_BASE_STATUS_H_
 
@@ -23,8 +24,8 @@ inline absl::Status Annotate(const absl::Status& status, absl::string_view conte
 
 }  // namespace pyramid
 
-#define RETURN_IF_ERROR(expression)                                  \
-  do {                                                               \
+#define RETURN_IF_ERROR(expression)                                         \
+  do {                                                                      \
     if (absl::Status _status = (expression); !_status.ok()) return _status; \
   } while (false)
 
