@@ -54,6 +54,7 @@ std::string FormatBytes(int64_t bytes) {
 
 std::string FormatSeconds(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0 || seconds > 1e12) return "?";
+  if (seconds > 0 && seconds < 0.9995) return absl::StrFormat("%.0f ms", seconds * 1000);
   if (seconds < 59.95) return absl::StrFormat("%.1f s", seconds);
   const int64_t whole = std::llround(seconds);
   if (whole < 3600) return absl::StrFormat("%dm%02ds", whole / 60, whole % 60);

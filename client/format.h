@@ -17,7 +17,7 @@ std::string FormatCount(int64_t value);     // "12,345"
 std::string FormatRate(double per_second);  // "1,234", "98.7", "0.53"
 std::string FormatBytes(int64_t bytes);     // "14.3 MB", powers of 1000
 std::string FormatSeconds(
-    double seconds);  // "8.4 s", "2m03s", "1h05m", "3d04h"; "?" if negative or not finite
+    double seconds);  // "12 ms", "8.4 s", "2m03s", "1h05m", "3d04h"; "?" if negative or not finite
 std::string FormatFraction(double fraction);  // "0.9123"
 std::string FormatTime(
     const google::protobuf::Timestamp& time);  // local, "2026-01-31 14:05:09"; "" if unset

@@ -256,7 +256,8 @@ void ShowProgress(const Environment& environment, const Counts& counts, int64_t 
                    " left ", FormatSeconds(static_cast<double>(total - done) / rate));
   const int room = std::clamp(environment.columns - static_cast<int>(text.size()) - 14, 3, 40);
   display.Update(absl::StrCat("validating ", Bar(fraction, room), " ", text),
-                 absl::StrCat("validating ", text), fraction, /*milestone=*/false, absl::Now());
+                 absl::StrCat("validating ", text), fraction, /*milestone=*/done == total,
+                 absl::Now());
 }
 
 // Reads the export to its end and validates every picture of it.

@@ -34,6 +34,9 @@ TEST(FormatTest, BytesHaveAUnit) {
 }
 
 TEST(FormatTest, SecondsBecomeMinutesHoursDays) {
+  EXPECT_EQ(FormatSeconds(0), "0.0 s");
+  EXPECT_EQ(FormatSeconds(0.0123), "12 ms");
+  EXPECT_EQ(FormatSeconds(0.9996), "1.0 s");
   EXPECT_EQ(FormatSeconds(8.44), "8.4 s");
   EXPECT_EQ(FormatSeconds(59.96), "1m00s");
   EXPECT_EQ(FormatSeconds(123), "2m03s");
