@@ -363,8 +363,9 @@ absl::StatusOr<v1::ReportResponse> JobManager::Report(const v1::ReportRequest& r
   // The worker removes old checkpoints when it writes new ones; looked up without the lock.
   std::set<std::string> removed;
   if (request.new_checkpoints_size() > 0) {
-    ASSIGN_OR_RETURN(const v1::Job known, Get(request.worker().job_id()));
-    removed = RemovedCheckpoints(known);
+    if (const absl::StatusOr<v1::Job> known = Get(request.worker().job_id()); known.ok()) {
+      removed = RemovedCheckpoints(*known);
+    }
   }
   const bool rank0 = request.worker().rank() == 0;
 

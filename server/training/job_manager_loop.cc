@@ -25,6 +25,9 @@ constexpr int kTailLines = 20;
 // clock was set: the workers' silence meanwhile says nothing.
 constexpr absl::Duration kLatestTick = absl::Seconds(5);
 
+// Before something that the store refused (a full disk) is tried again.
+constexpr absl::Duration kStorePause = absl::Seconds(1);
+
 // The record that a worker writes before it exits. nullopt: none that can be used.
 std::optional<v1::FinishRequest> ReadExitRecord(const std::filesystem::path& folder,
                                                 const WorkerKey& key) {
@@ -229,7 +232,7 @@ void JobManager::Tick() {
       for (const SignalOrder& order : entry.live->Supervise(options_.limits, now)) {
         signals.push_back({{id, entry.live->epoch, order.rank}, order.signal});
       }
-      if (entry.live->AllGone()) over.push_back(id);
+      if (entry.live->AllGone() && now >= entry.not_before) over.push_back(id);
     }
   }
   for (const auto& [key, signal] : signals) {
@@ -318,7 +321,8 @@ void JobManager::EndAttempt(const std::string& job_id) {
   if (IsEnded(step.state)) *next.mutable_ended() = ToProto(now);
   if (absl::Status status = Apply(entry, std::move(next), std::move(change)); !status.ok()) {
     log::Error("attempt_end_not_stored", {{"job", job_id}, {"error", status.message()}});
-    return;  // the next tick tries again
+    entry.not_before = now + kStorePause;
+    return;
   }
   entry.finished = {live.epoch, {}};
   for (const LiveWorker& worker : live.workers) {
@@ -381,6 +385,7 @@ std::vector<GangLaunch> JobManager::PlanLaunches(absl::Time now) {
     absl::StatusOr<GangLaunch> gang = BeginAttempt(entry, launch.devices, now);
     if (!gang.ok()) {
       log::Error("launch_not_stored", {{"job", launch.id}, {"error", gang.status().message()}});
+      entry.not_before = now + kStorePause;
       break;
     }
     gangs.push_back(*std::move(gang));

@@ -6,13 +6,17 @@
 #include <prometheus/metric_family.h>
 #include <prometheus/registry.h>
 #include <sqlite3.h>
+#include <sys/mount.h>
 
 #include <atomic>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <set>
 #include <thread>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -621,6 +625,10 @@ TEST_F(JobManagerTest, AStaleOrUnknownWorkerIsRefused) {
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("must exit")));
   EXPECT_THAT(Register("j-999999", 1),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("j-999999")));
+  v1::ReportRequest elsewhere = Report("j-999999", 1, 1, 1);
+  *elsewhere.add_new_checkpoints() = Checkpoint("j-999999", 1);
+  EXPECT_THAT(manager_->Report(elsewhere),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("j-999999")));
   EXPECT_THAT(Register(id, second, 1),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("has 1 workers")));
   EXPECT_EQ(manager_->Get(id)->state(), v1::STARTING);
@@ -1176,6 +1184,40 @@ TEST_F(JobManagerTest, ANewerDataFolderIsRefused) {
   sqlite3_close(database);
   EXPECT_THAT(JobManager::Create(options_, launcher_, metrics_).status(),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("version 9")));
+}
+
+TEST_F(JobManagerTest, AFullDiskIsToldAndWaitedOut) {
+  std::filesystem::create_directories(options_.data);
+  if (mount("tmpfs", options_.data.c_str(), "tmpfs", 0, "size=1m") != 0) {
+    GTEST_SKIP() << "this user can't mount a tmpfs: " << std::strerror(errno);
+  }
+  const absl::Cleanup unmount = [&] {
+    manager_.reset();
+    umount2(options_.data.c_str(), MNT_DETACH);
+  };
+  options_.first_backoff = absl::Hours(1);
+  Start();
+  const auto [id, epoch] = Running();
+  {
+    std::ofstream filler(options_.data / "filler");
+    filler << std::string(2 << 20, 'x') << std::flush;
+  }
+  // Small writes may still find room in what SQLite has already.
+  absl::Status status;
+  for (int i = 0; i < 200 && status.ok(); ++i) {
+    v1::ReportRequest report = Report(id, epoch, i + 1, i);
+    *report.add_new_checkpoints() = Checkpoint(id, i);
+    status = manager_->Report(report).status();
+  }
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("full")));
+  EXPECT_THAT(manager_->Submit(Request("lr: 0.5")),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("full")));
+  launcher_.Exit({id, epoch, 0}, 3);
+  absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_EQ(manager_->Get(id)->state(), v1::RUNNING);  // what isn't on disk hasn't happened
+  std::filesystem::remove(options_.data / "filler");
+  AwaitState(id, v1::RECOVERING);
+  EXPECT_OK(manager_->Submit(Request("lr: 0.5")));
 }
 
 TEST_F(JobManagerTest, ADamagedDataFolderIsDataLoss) {
