@@ -467,7 +467,10 @@ absl::StatusOr<ModelRegistry::Models::iterator> ModelRegistry::FindModel(absl::s
     });
   };
   if (models_.empty()) {
-    return absl::NotFoundError("no model is in service; promote a checkpoint first");
+    return absl::NotFoundError(
+        absl::StrCat(name.empty() ? "no model is in service"
+                                  : absl::StrCat("no model ", name, ": none is in service"),
+                     "; promote a checkpoint first"));
   }
   if (name.empty()) {
     if (models_.size() == 1) return models_.begin();

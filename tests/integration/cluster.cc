@@ -112,11 +112,12 @@ std::string Cluster::SmallRecipe(const std::string& extra) {
       extra);
 }
 
-std::string Cluster::Submit(const std::string& recipe) {
+std::string Cluster::Submit(const std::string& recipe, const std::vector<std::string>& overrides) {
   grpc::ClientContext context;
   v1::SubmitJobRequest request;
   v1::SubmitJobResponse response;
   request.set_recipe(recipe);
+  for (const std::string& override_text : overrides) request.add_overrides(override_text);
   const grpc::Status status = training_->SubmitJob(&context, request, &response);
   EXPECT_TRUE(status.ok()) << status.error_message();
   return response.job().id();
@@ -139,6 +140,7 @@ v1::Job Cluster::WaitFor(const std::string& id,
   const absl::Time deadline = absl::Now() + limit;
   v1::Job job = Get(id);
   while (!condition(job)) {
+    if (job.id().empty()) return job;  // Get has said why
     if (absl::Now() > deadline) {
       ADD_FAILURE() << "waited " << limit << " in vain; the job is\n" << job.DebugString();
       return job;

@@ -45,7 +45,7 @@ class Cluster {
   std::filesystem::path SmallData();
 
   // Submits and returns the job's id; empty and a failed expectation otherwise.
-  std::string Submit(const std::string& recipe);
+  std::string Submit(const std::string& recipe, const std::vector<std::string>& overrides = {});
   v1::Job Get(const std::string& id);
   // Polls until `condition` holds; the last seen job. Fails the test when `limit` passes.
   v1::Job WaitFor(const std::string& id, const std::function<bool(const v1::Job&)>& condition,

@@ -117,7 +117,7 @@ TEST(FailureTest, AFullDiskKeepsTheLastGoodCheckpointAndSaysWhy) {
       const std::string id = cluster.Submit(cluster.SmallRecipe("epoch_size: 6\n"));
       const v1::Job job = cluster.WaitForEnd(id, absl::Seconds(90));
       EXPECT_EQ(job.state(), v1::FAILED) << job.DebugString();
-      EXPECT_THAT(job.reason(), HasSubstr("space"));
+      EXPECT_THAT(job.reason(), HasSubstr("disk full"));
       ASSERT_GE(job.attempts_size(), 1);
       EXPECT_EQ(job.attempts(job.attempts_size() - 1).failure(), v1::DISK_FULL);
       ASSERT_GE(job.checkpoints_size(), 1);

@@ -125,7 +125,8 @@ TEST(LifeTest, CancelSavesAndEndsAsCanceled) {
   Cluster cluster;
   cluster.Start();
   ASSERT_FALSE(HasFailure());
-  const std::string id = cluster.Submit(cluster.SmallRecipe("epoch_size: 500\n"));
+  const std::string id = cluster.Submit(cluster.SmallRecipe("epoch_size: 2\nnum_samples: 128\n"),
+                                        {"image_resize=96", "image_pad=96"});
   cluster.WaitForStep(id, 5);
   // A second job waits and says why, with numbers.
   const std::string waiting = cluster.Submit(cluster.SmallRecipe("epoch_size: 501\n"));

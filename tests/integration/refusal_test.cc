@@ -107,10 +107,11 @@ TEST(RefusalAtStartTest, ADataFolderOfANewerVersion) {
   ASSERT_FALSE(HasFailure());
   ASSERT_EQ(cluster.Stop().exit_code, 0);
   sqlite3* db = nullptr;
-  ASSERT_EQ(sqlite3_open((cluster.data() / "pyramid.db").c_str(), &db), SQLITE_OK);
+  ASSERT_EQ(sqlite3_open((cluster.data() / "jobs.sqlite").c_str(), &db), SQLITE_OK);
   ASSERT_EQ(sqlite3_exec(db, "PRAGMA user_version = 99", nullptr, nullptr, nullptr), SQLITE_OK);
   sqlite3_close(db);
-  const RunResult run = testing::Run(cluster.ServerCommand(), cluster.folder() / "newer");
+  const RunResult run =
+      testing::Run(cluster.ServerCommand(), cluster.folder() / "newer", absl::Seconds(20));
   EXPECT_EQ(run.exit_code, 1);
   EXPECT_THAT(run.err, HasSubstr("99"));
 }

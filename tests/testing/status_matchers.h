@@ -1,4 +1,5 @@
-// EXPECT_OK(status), ASSERT_OK(status), EXPECT_THAT(status, StatusIs(code, HasSubstr("…"))), ASSERT_OK_AND_ASSIGN(auto x, f()).
+// EXPECT_OK(status), ASSERT_OK(status), EXPECT_THAT(status, StatusIs(code, HasSubstr("…"))),
+// ASSERT_OK_AND_ASSIGN(auto x, f()).
 #ifndef PYRAMID_TESTS_TESTING_STATUS_MATCHERS_H_
 #define PYRAMID_TESTS_TESTING_STATUS_MATCHERS_H_
 
@@ -22,8 +23,8 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& value) {
 MATCHER_P2(StatusIs, code, message, "") {
   const absl::Status& status = StatusOf(arg);
   *result_listener << status;
-  return status.code() == code &&
-         ::testing::Matches(::testing::Matcher<std::string>(message))(std::string(status.message()));
+  return status.code() == code && ::testing::Matches(::testing::Matcher<std::string>(message))(
+                                      std::string(status.message()));
 }
 MATCHER(IsOk, "is OK") {
   *result_listener << StatusOf(arg);
@@ -34,7 +35,7 @@ MATCHER(IsOk, "is OK") {
 
 #define EXPECT_OK(expression) EXPECT_THAT(expression, ::pyramid::testing::IsOk())
 #define ASSERT_OK(expression) ASSERT_THAT(expression, ::pyramid::testing::IsOk())
-#define ASSERT_OK_AND_ASSIGN(target, expression)                                             \
+#define ASSERT_OK_AND_ASSIGN(target, expression) \
   PYRAMID_ASSERT_OK_AND_ASSIGN(PYRAMID_CONCAT(_status_or_, __LINE__), target, expression)
 #define PYRAMID_ASSERT_OK_AND_ASSIGN(temporary, target, expression) \
   auto temporary = (expression);                                    \
