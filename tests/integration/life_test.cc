@@ -113,8 +113,8 @@ TEST(LifeTest, TrainsAt96WhereAttentionHasNineKeys) {
   Cluster cluster;
   cluster.Start();
   ASSERT_FALSE(HasFailure());
-  const std::string id = cluster.Submit(
-      cluster.SmallRecipe("epoch_size: 2\nnum_samples: 128\nimage_resize: 96\nimage_pad: 96\n"));
+  const std::string id = cluster.Submit(cluster.SmallRecipe("epoch_size: 2\nnum_samples: 128\n"),
+                                        {"image_resize=96", "image_pad=96"});
   const v1::Job job = cluster.WaitForEnd(id, absl::Seconds(150));
   EXPECT_EQ(job.state(), v1::SUCCEEDED) << job.reason();
   EXPECT_EQ(job.progress().step(), 8);
@@ -125,8 +125,7 @@ TEST(LifeTest, CancelSavesAndEndsAsCanceled) {
   Cluster cluster;
   cluster.Start();
   ASSERT_FALSE(HasFailure());
-  const std::string id = cluster.Submit(cluster.SmallRecipe("epoch_size: 2\nnum_samples: 128\n"),
-                                        {"image_resize=96", "image_pad=96"});
+  const std::string id = cluster.Submit(cluster.SmallRecipe("epoch_size: 500\n"));
   cluster.WaitForStep(id, 5);
   // A second job waits and says why, with numbers.
   const std::string waiting = cluster.Submit(cluster.SmallRecipe("epoch_size: 501\n"));
