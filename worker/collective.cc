@@ -37,6 +37,7 @@ class OneRank final : public Collective {
   void AttachParameters(std::vector<torch::Tensor>, int64_t) override {}
   void BeforeForward() override {}
   void BeforeLastBackward() override {}
+  void Leave() override {}
 };
 
 class GlooCollective final : public Collective {
@@ -45,6 +46,7 @@ class GlooCollective final : public Collective {
       : rank_(options.rank), world_(options.world) {
     const auto timeout = absl::ToChronoMilliseconds(options.timeout);
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>(options.prefix, std::move(store));
+    store_ = prefixed;
     auto gloo_options = c10d::ProcessGroupGloo::Options::create(timeout);
     gloo_options->devices.push_back(local
                                         ? c10d::ProcessGroupGloo::createDeviceForHostname(kLoopback)
@@ -102,9 +104,28 @@ class GlooCollective final : public Collective {
   }
   void BeforeLastBackward() override { reducer_->prepare_for_backward({}); }
 
+  void Leave() override {
+    try {
+      store_->add("left", 1);
+      const absl::Time give_up = absl::Now() + absl::Seconds(5);
+      while (store_->add("left", 0) < world_ && absl::Now() < give_up)
+        absl::SleepFor(absl::Milliseconds(5));
+      if (rank_ != 0) {
+        store_->add("gone", 1);
+        return;
+      }
+      // Rank 0 hosts the store, so it goes last.
+      while (store_->add("gone", 0) < world_ - 1 && absl::Now() < give_up)
+        absl::SleepFor(absl::Milliseconds(5));
+    } catch (const std::exception&) {
+      // Someone has left already, and everything is on disk.
+    }
+  }
+
  private:
   const int rank_;
   const int world_;
+  c10::intrusive_ptr<c10d::Store> store_;
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
   c10::intrusive_ptr<c10d::Work> sum_;
   std::unique_ptr<c10d::Reducer> reducer_;

@@ -56,6 +56,10 @@ class Collective {
   // only that one sends gradients.
   virtual void BeforeForward() = 0;
   virtual void BeforeLastBackward() = 0;
+
+  // After the last collective: waits up to 5 s until every rank has come here, so that none closes
+  // its connections while another still reads from them. Never throws.
+  virtual void Leave() = 0;
 };
 
 // A message from Gloo or its store: a peer died, hangs, or was never there.

@@ -14,11 +14,12 @@ void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
     const std::span<const float> row = logits.subspan(i * classes, classes);
     const float mine = row[labels[i]];
     const float largest = *std::max_element(row.begin(), row.end());
-    int64_t ahead = std::isfinite(mine) ? 0 : classes;
+    int64_t ahead = 0;  // logits larger than the label's
+    bool numbers = true;
     double sum_exp = 0;
     double sum = 0;
     for (int64_t c = 0; c < classes; ++c) {
-      if (!std::isfinite(row[c])) ahead = classes;
+      numbers = numbers && std::isfinite(row[c]);
       if (row[c] > mine || (row[c] == mine && c < labels[i])) ++ahead;
       sum_exp += std::exp(static_cast<double>(row[c]) - largest);
       sum += row[c];
@@ -26,8 +27,8 @@ void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
     const double log_sum = largest + std::log(sum_exp);
     counts.loss_sum += (1 - label_smoothing) * (log_sum - mine) +
                        label_smoothing * (log_sum - sum / static_cast<double>(classes));
-    counts.top1 += ahead < 1;
-    counts.top5 += ahead < 5;
+    counts.top1 += numbers && ahead < 1;
+    counts.top5 += numbers && ahead < 5;
     ++counts.images;
   }
 }

@@ -142,6 +142,7 @@ class Job {
     Describe();
     StartLoader();
     ASSIGN_OR_RETURN(const bool stopped, Loop());
+    collective_->Leave();
     return stopped;
   }
 
@@ -211,21 +212,15 @@ class Job {
   // Rank 0 reads; the others get its weights, moments and numbers.
   absl::Status Resume() {
     absl::Status status;
-    std::vector<double> numbers(12, 0.0);
+    std::vector<double> numbers(11, 0.0);
     if (leads()) {
       status = ResumeHere();
-      numbers = {static_cast<double>(state_.step),
-                 static_cast<double>(state_.epochs_done),
-                 static_cast<double>(state_.position),
-                 static_cast<double>(state_.images),
-                 state_.epoch_closed ? 1.0 : 0.0,
-                 state_.epoch_loss_sum,
-                 static_cast<double>(state_.epoch_images),
-                 state_.best_top1,
-                 static_cast<double>(state_.best_epoch),
-                 status.ok() ? 0.0 : 1.0,
-                 0.0,
-                 0.0};
+      numbers = {static_cast<double>(state_.step),         static_cast<double>(state_.epochs_done),
+                 static_cast<double>(state_.position),     static_cast<double>(state_.images),
+                 state_.epoch_closed ? 1.0 : 0.0,          state_.epoch_loss_sum,
+                 static_cast<double>(state_.epoch_images), state_.best_top1,
+                 static_cast<double>(state_.best_epoch),   status.ok() ? 0.0 : 1.0,
+                 static_cast<double>(saved_step_)};
     }
     RETURN_IF_ERROR(trainer_->Sum(std::span<double>(numbers)));
     RETURN_IF_ERROR(status);
@@ -240,6 +235,7 @@ class Job {
               .epoch_images = static_cast<int64_t>(numbers[6]),
               .best_top1 = numbers[7],
               .best_epoch = static_cast<int64_t>(numbers[8])};
+    saved_step_ = static_cast<int64_t>(numbers[10]);
     return trainer_->ShareState(state_.step);
   }
 

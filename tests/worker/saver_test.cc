@@ -1,0 +1,224 @@
+#include "worker/saver.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "model/checkpoint.h"
+#include "tests/worker/trainer_fixture.h"
+
+namespace pyramid {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::StatusIs;
+
+class SaverTest : public testing::TrainerFixture {
+ protected:
+  SaverOptions Options(const Recipe& recipe) {
+    SaverOptions options{
+        .folder = folder_ / "checkpoints", .recipe = recipe, .network = NetworkOf(recipe, 10)};
+    options.labels = data_->classes();
+    options.global_batch = recipe.global_batch();
+    options.self_test_count = 2;
+    options.self_test_pixels.assign(2 * recipe.image_resize * recipe.image_resize, 0.5f);
+    fs::create_directories(options.folder);
+    return options;
+  }
+  RunState At(int64_t step) { return {.step = step, .images = step * 8}; }
+  std::vector<std::string> Names() {
+    std::vector<std::string> names;
+    for (const fs::path& path : ListCheckpoints(folder_ / "checkpoints"))
+      names.push_back(path.filename());
+    return names;
+  }
+  void Flip(const fs::path& file) {
+    std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+    stream.seekg(fs::file_size(file) / 2);
+    const int byte = stream.get();
+    stream.seekp(fs::file_size(file) / 2);
+    stream.put(static_cast<char>(byte ^ 1));
+  }
+  // Steps first..last-1.
+  void Train(Trainer& trainer, const Recipe& recipe, int first, int last) {
+    const auto loader = MakeLoader(recipe, first);
+    for (int step = first; step < last; ++step)
+      ASSERT_OK(trainer.RunStep(*loader, step, 1e-3, {}, false));
+  }
+};
+
+// At 32 pixels one key per stage is left; at 96 attention has nine to choose from.
+TEST_F(SaverTest, AResumedRunGoesOnBitForBit) {
+  for (const int side : {32, 96}) {
+    Recipe recipe = SmallRecipe(side);
+    recipe.ckpt_save_policy = "none";
+    const auto whole = MakeTrainer(recipe);
+    Train(*whole, recipe, 0, 4);
+    SaverOptions options = Options(recipe);
+    options.folder = folder_ / absl::StrCat("checkpoints", side);
+    fs::create_directories(options.folder);
+    Saver saver(options);
+    {
+      const auto first = MakeTrainer(recipe);
+      Train(*first, recipe, 0, 2);
+      RunState state = At(2);
+      state.position = 2 * recipe.batch_size;
+      state.epoch_loss_sum = 1.25;
+      state.best_top1 = 0.75;
+      ASSERT_OK(saver.Save(*first, state, std::nullopt));
+    }
+    const auto second = MakeTrainer(recipe);
+    ASSERT_OK_AND_ASSIGN(const std::optional<RunState> state, saver.Resume(*second));
+    ASSERT_TRUE(state.has_value());
+    EXPECT_EQ(state->step, 2);
+    EXPECT_EQ(state->position, 2 * recipe.batch_size);
+    EXPECT_EQ(state->epoch_loss_sum, 1.25);
+    EXPECT_EQ(state->best_top1, 0.75);
+    Train(*second, recipe, 2, 4);
+    EXPECT_TRUE(SameWeights(*whole, *second)) << side;
+  }
+}
+
+TEST_F(SaverTest, WritesWhatTheManifestPromises) {
+  const Recipe recipe = SmallRecipe();
+  const auto trainer = MakeTrainer(recipe);
+  EvalCounts counts{.images = 10, .top1 = 7, .top5 = 9, .loss_sum = 5};
+  RunState state = At(8);
+  state.epochs_done = 1;
+  ASSERT_OK_AND_ASSIGN(const v1::Checkpoint checkpoint,
+                       Saver(Options(recipe)).Save(*trainer, state, counts));
+  EXPECT_EQ(checkpoint.id(), "step-00000008");
+  EXPECT_TRUE(fs::path(checkpoint.path()).is_absolute());
+  EXPECT_TRUE(checkpoint.validated());
+  EXPECT_DOUBLE_EQ(checkpoint.val_top1(), 0.7);
+  EXPECT_GT(checkpoint.bytes(), 3 * 13'000'000);
+  EXPECT_GT(checkpoint.write_seconds(), 0);
+  ASSERT_OK_AND_ASSIGN(const v1::Manifest manifest, VerifyCheckpoint(checkpoint.path()));
+  EXPECT_EQ(manifest.network().variant(), "pvt_v2_b0");
+  EXPECT_EQ(manifest.labels(9), "Ankle boot");
+  EXPECT_EQ(manifest.preprocessing().pad().to(), 32);
+  EXPECT_EQ(manifest.training().step(), 8);
+  EXPECT_EQ(manifest.training().epochs_done(), 1);
+  EXPECT_DOUBLE_EQ(manifest.training().val_loss(), 0.5);
+  EXPECT_EQ(manifest.training().val_images(), 10);
+  ASSERT_OK_AND_ASSIGN(const ParsedRecipe back, ParseRecipe(manifest.training().recipe()));
+  EXPECT_EQ(RecipeToYaml(back.recipe), RecipeToYaml(recipe));
+  // The self-test holds what this network answers.
+  ASSERT_OK_AND_ASSIGN(const std::string bytes,
+                       ReadCheckpointFile(checkpoint.path(), manifest, kSelfTestFile));
+  ASSERT_OK_AND_ASSIGN(const NamedTensors tensors, TensorsFromSafetensors(bytes));
+  ASSERT_EQ(tensors.size(), 2u);
+  const std::vector<float> pixels(2 * 1024, 0.5f);
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, trainer->Logits(pixels, 2, 32));
+  for (const auto& [name, tensor] : tensors) {
+    if (name == "logits")
+      EXPECT_EQ(tensor[1][3].item<float>(), logits[13]);
+    else
+      EXPECT_EQ(tensor.numel(), 2048);
+  }
+}
+
+TEST_F(SaverTest, ADamagedCheckpointIsPassedOver) {
+  const Recipe recipe = SmallRecipe();
+  const auto trainer = MakeTrainer(recipe);
+  Saver saver(Options(recipe));
+  ASSERT_OK(saver.Save(*trainer, At(1), std::nullopt));
+  ASSERT_OK(saver.Save(*trainer, At(2), std::nullopt));
+  ASSERT_OK(saver.Save(*trainer, At(3), std::nullopt));
+  Flip(folder_ / "checkpoints/step-00000003" / std::string(kWeightsFile));
+  Flip(folder_ / "checkpoints/step-00000002" / std::string(kStateFile));
+  ASSERT_OK_AND_ASSIGN(const std::optional<RunState> state, saver.Resume(*trainer));
+  ASSERT_TRUE(state.has_value());
+  EXPECT_EQ(state->step, 1);
+}
+
+TEST_F(SaverTest, WithoutCheckpointsThereIsNothingToResume) {
+  const auto trainer = MakeTrainer(SmallRecipe());
+  ASSERT_OK_AND_ASSIGN(const std::optional<RunState> state,
+                       Saver(Options(SmallRecipe())).Resume(*trainer));
+  EXPECT_FALSE(state.has_value());
+}
+
+TEST_F(SaverTest, AnotherRunsCheckpointIsRefused) {
+  const Recipe recipe = SmallRecipe();
+  const auto trainer = MakeTrainer(recipe);
+  ASSERT_OK(Saver(Options(recipe)).Save(*trainer, At(1), std::nullopt));
+  Recipe other = recipe;
+  other.seed = 7;
+  EXPECT_THAT(Saver(Options(other)).Resume(*trainer),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("seed 42"), HasSubstr("ckpt_save_dir"))));
+  other = recipe;
+  other.batch_size = 16;
+  EXPECT_THAT(Saver(Options(other)).Resume(*trainer),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("8 pictures a step")));
+  other = recipe;
+  other.model = "pvt_v2_b1";
+  EXPECT_THAT(Saver(Options(other)).Resume(*trainer),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("pvt_v2_b0")));
+}
+
+TEST_F(SaverTest, TheSameStepIsReplaced) {
+  const Recipe recipe = SmallRecipe();
+  const auto trainer = MakeTrainer(recipe);
+  Saver saver(Options(recipe));
+  ASSERT_OK(saver.Save(*trainer, At(5), std::nullopt));
+  ASSERT_OK_AND_ASSIGN(const v1::Checkpoint again,
+                       saver.Save(*trainer, At(5), EvalCounts{.images = 2, .top1 = 1}));
+  EXPECT_TRUE(ReadManifest(again.path())->training().validated());
+  EXPECT_THAT(Names(), ElementsAre("step-00000005"));
+}
+
+TEST_F(SaverTest, LatestKeepsTheNewest) {
+  Recipe recipe = SmallRecipe();
+  recipe.keep_checkpoint_max = 2;
+  const auto trainer = MakeTrainer(recipe);
+  Saver saver(Options(recipe));
+  for (int step = 1; step <= 4; ++step) ASSERT_OK(saver.Save(*trainer, At(step), std::nullopt));
+  EXPECT_THAT(Names(), ElementsAre("step-00000003", "step-00000004"));
+}
+
+TEST_F(SaverTest, TopKeepsTheBestAndAlwaysTheNewest) {
+  Recipe recipe = SmallRecipe();
+  recipe.keep_checkpoint_max = 2;
+  recipe.ckpt_save_policy = "top_k";
+  const auto trainer = MakeTrainer(recipe);
+  Saver saver(Options(recipe));
+  const int right[] = {5, 9, 7, 1};
+  for (int step = 1; step <= 4; ++step)
+    ASSERT_OK(saver.Save(*trainer, At(step), EvalCounts{.images = 10, .top1 = right[step - 1]}));
+  EXPECT_THAT(Names(), ElementsAre("step-00000002", "step-00000004"));
+}
+
+TEST_F(SaverTest, StartsFromOtherWeights) {
+  const Recipe recipe = SmallRecipe();
+  const auto trainer = MakeTrainer(recipe);
+  Train(*trainer, recipe, 0, 1);
+  ASSERT_OK_AND_ASSIGN(const v1::Checkpoint checkpoint,
+                       Saver(Options(recipe)).Save(*trainer, At(1), std::nullopt));
+  const auto fresh = MakeTrainer(recipe);
+  ASSERT_OK_AND_ASSIGN(const RunState state,
+                       Saver(Options(recipe)).StartFrom(checkpoint.path(), *fresh));
+  EXPECT_EQ(state.step, 0);
+  EXPECT_TRUE(SameWeights(*trainer, *fresh));
+
+  Recipe resumed = recipe;
+  resumed.resume_opt = true;
+  EXPECT_EQ(Saver(Options(resumed)).StartFrom(checkpoint.path(), *fresh)->step, 1);
+
+  SaverOptions other = Options(recipe);
+  other.network = NetworkOf(recipe, 5);
+  EXPECT_THAT(Saver(other).StartFrom(checkpoint.path(), *fresh),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("10 classes"), HasSubstr("this job 5"))));
+  EXPECT_THAT(Saver(Options(recipe)).StartFrom(folder_ / "nowhere", *fresh),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("nowhere")));
+}
+
+}  // namespace
+}  // namespace pyramid
