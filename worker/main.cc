@@ -1,8 +1,9 @@
 // pyramid-worker: one rank of a training job, and what else needs the training engine.
+#include <pthread.h>
+
 #include <cstdio>
 #include <exception>
 #include <string>
-#include <string_view>
 
 #include "worker/commands.h"
 #include "worker/failure.h"
@@ -41,6 +42,8 @@ int Main(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  pthread_setname_np(pthread_self(),
+                     "pyramid-worker");  // the local launcher starts it as /proc/self/exe
   try {
     return Main(argc, argv);
   } catch (const std::exception& error) {

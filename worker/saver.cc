@@ -79,6 +79,26 @@ bool SameNetwork(const v1::NetworkConfig& a, const v1::NetworkConfig& b) {
 
 }  // namespace
 
+std::vector<double> StateNumbers(const RunState& s) {
+  return {static_cast<double>(s.step),         static_cast<double>(s.epochs_done),
+          static_cast<double>(s.position),     static_cast<double>(s.images),
+          static_cast<double>(s.epoch_closed), s.epoch_loss_sum,
+          static_cast<double>(s.epoch_images), s.best_top1,
+          static_cast<double>(s.best_epoch)};
+}
+
+RunState StateFromNumbers(const std::vector<double>& numbers) {
+  return {.step = static_cast<int64_t>(numbers[0]),
+          .epochs_done = static_cast<int64_t>(numbers[1]),
+          .position = static_cast<int64_t>(numbers[2]),
+          .images = static_cast<int64_t>(numbers[3]),
+          .epoch_closed = numbers[4] != 0,
+          .epoch_loss_sum = numbers[5],
+          .epoch_images = static_cast<int64_t>(numbers[6]),
+          .best_top1 = numbers[7],
+          .best_epoch = static_cast<int64_t>(numbers[8])};
+}
+
 absl::StatusOr<v1::Checkpoint> Saver::Save(Trainer& trainer, const RunState& state,
                                            const std::optional<EvalCounts>& validation) {
   const auto begin = std::chrono::steady_clock::now();

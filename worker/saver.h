@@ -32,6 +32,10 @@ struct RunState {
   int64_t best_epoch = 0;
 };
 
+// As numbers (f64 holds them exactly), in a fixed order, and back.
+std::vector<double> StateNumbers(const RunState& state);
+RunState StateFromNumbers(const std::vector<double>& numbers);
+
 struct SaverOptions {
   std::filesystem::path folder;  // of checkpoints
   Recipe recipe;

@@ -29,6 +29,13 @@ struct Wishes {
 struct StepSeconds {
   double take = 0, forward = 0, backward = 0, step = 0, record = 0;
   double all() const { return take + forward + backward + step + record; }
+  void operator+=(const StepSeconds& other) {
+    take += other.take;
+    forward += other.forward;
+    backward += other.backward;
+    step += other.step;
+    record += other.record;
+  }
 };
 
 struct StepReport {
