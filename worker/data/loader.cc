@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <opencv2/core.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +18,7 @@ namespace pyramid {
 
 Loader::Loader(Planner planner, Filler filler, int threads, int queue)
     : planner_(std::move(planner)), filler_(std::move(filler)), slots_(std::max(2, queue)) {
+  cv::setNumThreads(1);  // one thread a picture: the loader has its own
   for (int i = 0; i < std::max(1, threads); ++i) {
     threads_.emplace_back([this] {
       pthread_setname_np(pthread_self(), "loader");
