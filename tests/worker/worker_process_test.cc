@@ -466,8 +466,8 @@ TEST_F(WorkerProcessTest, MpirunLaunchesTwoRanks) {
     command.push_back(word);
   const RunResult result = Run(command, "mpi");
   ASSERT_EQ(result.exit_code, 0) << result.err << result.out;
-  EXPECT_THAT(result.out,
-              AllOf(HasSubstr("Distributed mode: True (mpirun)"), HasSubstr("Finish training!")));
+  EXPECT_THAT(result.out, AllOf(HasSubstr("Distributed mode: True (launcher: mpirun)"),
+                                HasSubstr("Finish training!")));
   EXPECT_EQ(ListCheckpoints(folder_ / "mpi").back().filename(), CheckpointName(12));
 }
 
