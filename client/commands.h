@@ -28,6 +28,7 @@ void AddJobCommand(CommandLine line);
 void AddWatchCommand(CommandLine line);
 void AddLogsCommand(CommandLine line);
 void AddCancelCommand(CommandLine line);
+void AddSaveCommand(CommandLine line);
 void AddPromoteCommand(CommandLine line);
 void AddModelsCommand(CommandLine line);
 void AddClassifyCommand(CommandLine line);

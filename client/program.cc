@@ -68,6 +68,7 @@ int RunProgram(const std::vector<std::string>& arguments, Environment& environme
   AddJobCommand(line);
   AddWatchCommand(line);
   AddLogsCommand(line);
+  AddSaveCommand(line);
   AddCancelCommand(line);
   AddPromoteCommand(line);
   AddModelsCommand(line);

@@ -178,6 +178,11 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
                absl::StrCat("is ", s.max_pictures, "; use at most max_queue, ", s.max_queue,
                             ", or such a request could never be accepted"));
   }
+  if (s.max_pictures > s.decode_queue) {
+    return Bad("server.serving.max_pictures",
+               absl::StrCat("is ", s.max_pictures, "; use at most decode_queue, ", s.decode_queue,
+                            ", or such a request could never be accepted"));
+  }
   RETURN_IF_ERROR(InRange<int64_t>("server.serving.max_message_bytes", s.max_message_bytes, 1 << 16,
                                    int64_t{1} << 30));
   RETURN_IF_ERROR(InRange("server.serving.decode_threads", s.decode_threads, 1, 256));

@@ -69,6 +69,15 @@ grpc::Status TrainingService::CancelJob(grpc::ServerContext*, const v1::CancelJo
   });
 }
 
+grpc::Status TrainingService::SaveCheckpoint(grpc::ServerContext*,
+                                             const v1::SaveCheckpointRequest* request,
+                                             v1::Job* response) {
+  return Handle(metrics_, kService, "SaveCheckpoint", [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(*response, jobs_.Save(request->job_id()));
+    return absl::OkStatus();
+  });
+}
+
 grpc::Status TrainingService::PromoteCheckpoint(grpc::ServerContext*,
                                                 const v1::PromoteCheckpointRequest* request,
                                                 v1::PromoteCheckpointResponse* response) {

@@ -35,6 +35,8 @@ class TrainingService final : public v1::TrainingService::Service {
                         grpc::ServerWriter<v1::JobEvent>* writer) override;
   grpc::Status CancelJob(grpc::ServerContext* context, const v1::CancelJobRequest* request,
                          v1::Job* response) override;
+  grpc::Status SaveCheckpoint(grpc::ServerContext* context,
+                              const v1::SaveCheckpointRequest* request, v1::Job* response) override;
   grpc::Status PromoteCheckpoint(grpc::ServerContext* context,
                                  const v1::PromoteCheckpointRequest* request,
                                  v1::PromoteCheckpointResponse* response) override;

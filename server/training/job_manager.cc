@@ -251,6 +251,18 @@ absl::StatusOr<v1::Job> JobManager::Cancel(const v1::CancelJobRequest& request) 
   return entry->job;
 }
 
+absl::StatusOr<v1::Job> JobManager::Save(absl::string_view job_id) {
+  absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(Entry * entry, Find(job_id));
+  if (entry->job.state() != v1::RUNNING || entry->live == nullptr) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        job_id, " is ", v1::JobState_Name(entry->job.state()), "; only a running job can save"));
+  }
+  // Two wishes before a save are one save.
+  entry->live->saves_wanted = entry->live->saves_done + 1;
+  return entry->job;
+}
+
 absl::StatusOr<std::filesystem::path> JobManager::CheckpointFolder(
     absl::string_view job_id, absl::string_view checkpoint_id) {
   v1::Checkpoint chosen;
@@ -309,7 +321,8 @@ absl::StatusOr<std::pair<JobManager::Entry*, LiveWorker*>> JobManager::FindWorke
 v1::Directive JobManager::DirectiveFor(const Entry& entry) const {
   const bool stop =
       draining_ || entry.job.state() == v1::STOPPING || entry.live->terminate_at <= clock_.Now();
-  return stop ? v1::STOP : v1::GO_ON;
+  if (stop) return v1::STOP;
+  return entry.live->saves_wanted > entry.live->saves_done ? v1::SAVE : v1::GO_ON;
 }
 
 absl::StatusOr<v1::RegisterResponse> JobManager::Register(const v1::RegisterRequest& request) {
@@ -376,6 +389,7 @@ absl::StatusOr<v1::ReportResponse> JobManager::Report(const v1::ReportRequest& r
   worker->heard = true;
   worker->reports = true;
   worker->last_heard = now;
+  if (rank0) entry->live->saves_done = std::max(entry->live->saves_done, request.saves_done());
   v1::ReportResponse response;
   response.set_directive(DirectiveFor(*entry));
   if (request.sequence() <= worker->last_sequence) return response;

@@ -77,6 +77,8 @@ class JobManager {
   std::vector<v1::Job> List(const v1::ListJobsRequest& request);
   absl::StatusOr<std::unique_ptr<JobWatch>> Watch(const v1::WatchJobRequest& request);
   absl::StatusOr<v1::Job> Cancel(const v1::CancelJobRequest& request);
+  // FailedPrecondition: the job isn't running.
+  absl::StatusOr<v1::Job> Save(absl::string_view job_id);
   // The folder of a checkpoint to promote; `checkpoint_id` empty: the newest.
   //   NotFound            no such job or checkpoint, or the worker has removed it since
   //   FailedPrecondition  the job has no checkpoint yet

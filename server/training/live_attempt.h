@@ -46,6 +46,9 @@ struct LiveAttempt {
   absl::Time reattach_until = absl::InfinitePast();
   std::vector<LiveWorker> workers;  // by rank
   std::optional<EndVerdict> verdict;
+  // Checkpoints on request: rank 0 is told to save until it has saved as often as was wanted.
+  int64_t saves_wanted = 0;
+  int64_t saves_done = 0;
   // SIGTERM and SIGKILL for whoever is left by then. They only come nearer.
   absl::Time terminate_at = absl::InfiniteFuture();
   absl::Time kill_at = absl::InfiniteFuture();

@@ -32,6 +32,7 @@ class FakeServer final : public v1::TrainingService::Service,
   std::function<grpc::Status(const v1::ListJobsRequest&, v1::ListJobsResponse&)> list;
   std::function<grpc::Status(const v1::WatchJobRequest&, grpc::ServerWriter<v1::JobEvent>&)> watch;
   std::function<grpc::Status(const v1::CancelJobRequest&, v1::Job&)> cancel;
+  std::function<grpc::Status(const v1::SaveCheckpointRequest&, v1::Job&)> save;
   std::function<grpc::Status(const v1::PromoteCheckpointRequest&, v1::PromoteCheckpointResponse&)>
       promote;
   std::function<grpc::Status(grpc::ServerContext&, const v1::ClassifyRequest&,
@@ -65,6 +66,10 @@ class FakeServer final : public v1::TrainingService::Service,
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest* request,
                          v1::Job* response) override {
     return Answer(cancel, *request, *response);
+  }
+  grpc::Status SaveCheckpoint(grpc::ServerContext*, const v1::SaveCheckpointRequest* request,
+                              v1::Job* response) override {
+    return Answer(save, *request, *response);
   }
   grpc::Status PromoteCheckpoint(grpc::ServerContext*, const v1::PromoteCheckpointRequest* request,
                                  v1::PromoteCheckpointResponse* response) override {

@@ -107,6 +107,21 @@ TEST_F(JobCommandsTest, CancelSendsTheReason) {
   EXPECT_EQ(seen.reason(), "wrong data");
 }
 
+TEST_F(JobCommandsTest, SaveSaysWhereTheJobWas) {
+  server_.save = [](const v1::SaveCheckpointRequest& request, v1::Job& job) {
+    job = testing::MakeJob(request.job_id(), v1::RUNNING);
+    job.mutable_progress()->set_step(17);
+    return grpc::Status::OK;
+  };
+  const CommandResult result = Pyramid({"save", "j-1"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_EQ(result.out, "job j-1 saves at its next step; it was at step 17\n");
+  server_.save = [](const v1::SaveCheckpointRequest&, v1::Job&) {
+    return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "j-1 is QUEUED");
+  };
+  EXPECT_EQ(Pyramid({"save", "j-1"}).code, 4);
+}
+
 TEST_F(JobCommandsTest, CancelOfAnEndedJobIsRefused) {
   server_.cancel = [](const v1::CancelJobRequest&, v1::Job&) {
     return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "job j-1 has ended");

@@ -67,6 +67,9 @@ TEST(ServerConfigTest, BadValuesNameFieldValueAndLimit) {
   EXPECT_THAT(
       ParseServerConfig("serving: {max_pictures: 300}"),
       StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("use at most max_queue, 256")));
+  EXPECT_THAT(
+      ParseServerConfig("serving: {decode_queue: 63}"),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("use at most decode_queue, 63")));
   EXPECT_THAT(ParseServerConfig("grpc_port: 1\ngrpc_port: 2"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("stands twice")));
   EXPECT_THAT(ParseServerConfig("serving: 3"),

@@ -418,6 +418,26 @@ TEST_F(JobManagerTest, ARunningJobIsAskedToSaveAndStop) {
   EXPECT_TRUE(launcher_.signals().empty());
 }
 
+TEST_F(JobManagerTest, ARunningJobSavesOnRequestOnce) {
+  Start();
+  const auto [id, epoch] = Running();
+  ASSERT_OK(manager_->Save(id));
+  ASSERT_OK(manager_->Save(id));  // two wishes before a save are one save
+  ASSERT_OK_AND_ASSIGN(v1::ReportResponse response, manager_->Report(Report(id, epoch, 1, 7)));
+  EXPECT_EQ(response.directive(), v1::SAVE);
+  v1::ReportRequest saved = Report(id, epoch, 2, 8);
+  saved.set_saves_done(1);
+  ASSERT_OK_AND_ASSIGN(response, manager_->Report(saved));
+  EXPECT_EQ(response.directive(), v1::GO_ON);
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id(id);
+  ASSERT_OK(manager_->Cancel(cancel));
+  EXPECT_THAT(manager_->Save(id),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("STOPPING")));
+  EXPECT_THAT(manager_->Save("j-999999"),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("j-999999")));
+}
+
 TEST_F(JobManagerTest, AWorkerThatDoesntStopIsTerminatedThenKilled) {
   options_.limits.stop_grace = absl::Milliseconds(30);
   options_.limits.kill_grace = absl::Milliseconds(30);

@@ -160,7 +160,7 @@ TEST_F(WorkerProcessesTest, ADeathIsRecordedAndTheJobResumesFromItsCheckpoint) {
   Serve();
   // Rank 1 of the first attempt dies when rank 0 has saved step 3 or so and is far from the end.
   const std::string id =
-      Submit("steps=12 ms=30 save=3 at=8 rank=1 end=exit:3 attempts=1", "workers: 2");
+      Submit("steps=60 ms=30 save=3 at=8 rank=1 end=exit:3 attempts=1", "workers: 2");
   const v1::Job job = AwaitEnd(id);
   EXPECT_EQ(job.state(), v1::SUCCEEDED) << job.DebugString();
   ASSERT_EQ(job.attempts_size(), 2);
