@@ -64,7 +64,7 @@ absl::Status RunModel(const BenchOptions& options) {
 }  // namespace
 
 int BenchCommand(const Arguments& arguments) {
-  CLI::App app("Measures speed on made-up pictures.", "bench");
+  CLI::App app("Measures speed on made-up pictures.", "pyramid-worker bench");
   app.require_subcommand(1);
   BenchOptions options;
   const auto add = [&](CLI::App* command) {

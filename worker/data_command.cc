@@ -144,7 +144,7 @@ absl::Status Verify(const DataFlags& flags) {
 }  // namespace
 
 int DataCommand(const Arguments& arguments) {
-  CLI::App app("Reads data sets.", "data");
+  CLI::App app("Reads data sets.", "pyramid-worker data");
   app.require_subcommand(1);
   DataFlags flags;
   const auto add_common = [&](CLI::App* command) {

@@ -71,7 +71,7 @@ bool ParseOrExplain(CLI::App& app, const std::vector<std::string>& arguments, in
     std::fputs(app.help().c_str(), stdout);
     code = kExitDone;
   } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "pyramid-worker: %s; see pyramid-worker %s --help\n", error.what(),
+    std::fprintf(stderr, "pyramid-worker: %s; see %s --help\n", error.what(),
                  app.get_name().c_str());
     code = kExitUsage;
   }

@@ -75,7 +75,7 @@ int TrainCommand(const Arguments& arguments) {
       "recipe.workers ranks itself. Going on from the newest checkpoint in ckpt_save_dir, if there "
       "is one.\n"
       "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 10 saved and stopped as asked.",
-      "train");
+      "pyramid-worker train");
   RecipeFlags recipe_flags(app, {"device", "workers"});
   TrainFlags flags;
   app.add_option("--device", flags.device, "cpu, cuda:N or npu:N; default: the recipe's");

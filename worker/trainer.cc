@@ -82,8 +82,9 @@ void PrepareProcess(int threads) {
   static QuietWarnings quiet;
   c10::WarningUtils::set_warning_handler(&quiet);
   at::set_num_threads(threads);
-  // Activations of tens of MB would be mapped and unmapped in every step, each page faulting anew.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  // Activations of tens of MB would be mapped and unmapped in every step, each page faulting anew:
+  // keep them on the heap, and the heap with the process.
+  mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, 2047 << 20);
   mallopt(M_TOP_PAD, 64 << 20);
 }

@@ -82,7 +82,7 @@ int ValidateCommand(const Arguments& arguments) {
   CLI::App app(
       "Scores a checkpoint on a recipe's validation split. The pictures are prepared as the "
       "checkpoint's manifest says.",
-      "validate");
+      "pyramid-worker validate");
   RecipeFlags recipe_flags(app, {"device", "ckpt_path"});
   ValidateFlags flags;
   std::string checkpoint;
