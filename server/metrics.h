@@ -30,9 +30,10 @@ class ModelMetrics {
   enum class Rejection { kQueueFull, kExpired, kCancelled, kDraining, kInvalid, kDecode };
 
   virtual ~ModelMetrics() = default;
-  virtual void CountRequest(int64_t version,
-                            absl::StatusCode code) = 0;  // pyramid_serving_requests_total{model,version,code};
-                                                         // version 0: refused before one was chosen
+  virtual void CountRequest(
+      int64_t version,
+      absl::StatusCode code) = 0;  // pyramid_serving_requests_total{model,version,code};
+                                   // version 0: refused before one was chosen
   virtual void CountRejection(
       Rejection reason, int pictures) = 0;  // pyramid_serving_rejected_images_total{model,reason}
   virtual void ObserveRequest(
