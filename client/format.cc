@@ -49,7 +49,7 @@ std::string FormatBytes(int64_t bytes) {
     value /= 1000;
     ++unit;
   }
-  return absl::StrFormat(value < 99.95 ? "%.1f %s" : "%.0f %s", value, std::string(kUnits[unit]));
+  return absl::StrFormat("%.*f %s", value < 99.95 ? 1 : 0, value, std::string(kUnits[unit]));
 }
 
 std::string FormatSeconds(double seconds) {
