@@ -227,16 +227,6 @@ absl::Status CheckSize(int64_t width, int64_t height, const DecodeLimits& limits
   return absl::OkStatus();
 }
 
-RgbImage Blank(int width, int height, int channels) {
-  RgbImage image;
-  image.width = width;
-  image.height = height;
-  image.channels = channels;
-  image.pixels.resize(static_cast<size_t>(width) * static_cast<size_t>(height) *
-                      static_cast<size_t>(channels));
-  return image;
-}
-
 // libjpeg behind calls that return false instead of leaping. No object with a destructor lives
 // between a setjmp and its longjmp.
 class JpegDecoder {
@@ -354,7 +344,7 @@ absl::StatusOr<RgbImage> DecodeJpeg(absl::string_view bytes, const DecodeLimits&
     return NotAPicture("a JPEG whose colours are neither grey, YCbCr, RGB nor CMYK");
   if (!decoder->Start()) return broken();
   const int width = decoder->width();
-  RgbImage image = Blank(width, decoder->height(), samples == 1 ? 1 : 3);
+  RgbImage image = BlankImage(width, decoder->height(), samples == 1 ? 1 : 3);
   std::vector<uint8_t> cmyk(samples == 4 ? static_cast<size_t>(width) * 4 : 0);
   const size_t stride = static_cast<size_t>(width) * static_cast<size_t>(image.channels);
   for (int y = 0; y < image.height; ++y) {
@@ -415,7 +405,7 @@ absl::StatusOr<RgbImage> DecodeGif(absl::string_view bytes, const DecodeLimits& 
     table[static_cast<size_t>(i)] = {colours->Colors[i].Red, colours->Colors[i].Green,
                                      colours->Colors[i].Blue};
   }
-  RgbImage image = Blank(gif->SWidth, gif->SHeight, 3);
+  RgbImage image = BlankImage(gif->SWidth, gif->SHeight, 3);
   const auto put = [&](int x, int y, int index) {
     if (x < 0 || y < 0 || x >= image.width || y >= image.height) return;
     const size_t at =
@@ -516,7 +506,8 @@ absl::StatusOr<RgbImage> DecodePng(absl::string_view bytes, const Header& header
     return NotAPicture(
         absl::StrCat("a PNG of ", channels, " channels of ", decoder->bits(), " bits"));
   }
-  RgbImage image = Blank(static_cast<int>(header.width), static_cast<int>(header.height), channels);
+  RgbImage image =
+      BlankImage(static_cast<int>(header.width), static_cast<int>(header.height), channels);
   const size_t row = static_cast<size_t>(header.width) * static_cast<size_t>(channels);
   if (decoder->stride() != row * static_cast<size_t>(decoder->bits()) / 8) {
     return NotAPicture("a PNG whose rows don't have its header's width");
@@ -543,7 +534,7 @@ absl::StatusOr<RgbImage> DecodeWithOpenCv(absl::string_view bytes, const Header&
   }
   if (mat.depth() != CV_8U) return NotAPicture("its samples aren't 8 bits wide");
   const int samples = mat.channels();
-  RgbImage image = Blank(mat.cols, mat.rows, samples >= 3 ? 3 : 1);
+  RgbImage image = BlankImage(mat.cols, mat.rows, samples >= 3 ? 3 : 1);
   uint8_t* to = image.pixels.data();
   for (int y = 0; y < mat.rows; ++y) {
     const uint8_t* from = mat.ptr<uint8_t>(y);
@@ -578,7 +569,7 @@ RgbImage Upright(RgbImage image, int orientation) {
   const bool swapped = orientation >= 5;
   const int width = image.width;
   const int height = image.height;
-  RgbImage turned = Blank(swapped ? height : width, swapped ? width : height, image.channels);
+  RgbImage turned = BlankImage(swapped ? height : width, swapped ? width : height, image.channels);
   const auto channels = static_cast<size_t>(image.channels);
   const bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
   const bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
@@ -600,7 +591,7 @@ RgbImage Upright(RgbImage image, int orientation) {
 
 RgbImage WithChannels(RgbImage image, int channels) {
   if (image.channels == channels) return image;
-  RgbImage out = Blank(image.width, image.height, channels);
+  RgbImage out = BlankImage(image.width, image.height, channels);
   const size_t count = image.pixels.size() / static_cast<size_t>(image.channels);
   const uint8_t* from = image.pixels.data();
   for (size_t i = 0; i < count; ++i) {

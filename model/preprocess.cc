@@ -31,16 +31,6 @@ struct Span {
   int count = 0;
 };
 
-RgbImage Blank(int width, int height, int channels) {
-  RgbImage image;
-  image.width = width;
-  image.height = height;
-  image.channels = channels;
-  image.pixels.resize(static_cast<size_t>(width) * static_cast<size_t>(height) *
-                      static_cast<size_t>(channels));
-  return image;
-}
-
 // ---- Pillow's antialiased resampling (Resample.c of Pillow 10): the kernel is widened by the
 // scale, weights are 22-bit fixed point, each pass rounds to 8 bits, the horizontal one comes
 // first.
@@ -117,7 +107,7 @@ void PillowRow(const uint8_t* row, const PillowAxis& axis, int count, uint8_t* o
 RgbImage ResizePillow(const Window& in, const Span& across, const Span& down, Kernel kernel) {
   const PillowAxis x_axis = MakePillowAxis(across, in.width, kernel);
   const PillowAxis y_axis = MakePillowAxis(down, in.height, kernel);
-  RgbImage out = Blank(across.count, down.count, in.channels);
+  RgbImage out = BlankImage(across.count, down.count, in.channels);
   const size_t stride = static_cast<size_t>(across.count) * static_cast<size_t>(in.channels);
   // Rows that the vertical pass reads, resized across.
   const int first_row = y_axis.first.front();
@@ -198,7 +188,7 @@ OpenCvAxis MakeOpenCvAxis(const Span& span, int in_size, Kernel kernel) {
 RgbImage ResizeOpenCv(const Window& in, const Span& across, const Span& down, Kernel kernel) {
   const OpenCvAxis x_axis = MakeOpenCvAxis(across, in.width, kernel);
   const OpenCvAxis y_axis = MakeOpenCvAxis(down, in.height, kernel);
-  RgbImage out = Blank(across.count, down.count, in.channels);
+  RgbImage out = BlankImage(across.count, down.count, in.channels);
   const auto channels = static_cast<size_t>(in.channels);
   const size_t stride = static_cast<size_t>(across.count) * channels;
   const int first_row = y_axis.inputs.front().front();
@@ -324,7 +314,7 @@ absl::StatusOr<RgbImage> PaddedCrop(const RgbImage& image, const v1::Pad& pad, i
         "the picture is ", image.width, "x", image.height, "; this model takes at most ", pad.to(),
         "x", pad.to(), " (preprocessing.pad.to)"));
   }
-  RgbImage out = Blank(crop, crop, image.channels);
+  RgbImage out = BlankImage(crop, crop, image.channels);
   std::fill(out.pixels.begin(), out.pixels.end(), static_cast<uint8_t>(pad.fill()));
   // Of the picture's corner in the crop; negative: the crop begins within the picture.
   const int begin = static_cast<int>(CropBegin(pad.to(), crop, false));
@@ -344,6 +334,16 @@ absl::StatusOr<RgbImage> PaddedCrop(const RgbImage& image, const v1::Pad& pad, i
 }
 
 }  // namespace
+
+RgbImage BlankImage(int width, int height, int channels) {
+  RgbImage image;
+  image.width = width;
+  image.height = height;
+  image.channels = channels;
+  image.pixels.resize(static_cast<size_t>(width) * static_cast<size_t>(height) *
+                      static_cast<size_t>(channels));
+  return image;
+}
 
 absl::Status CheckPreprocessing(const v1::Preprocessing& p) {
   if (p.channels() != 1 && p.channels() != 3) {

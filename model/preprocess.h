@@ -25,6 +25,9 @@ struct RgbImage {
   std::vector<uint8_t> pixels;  // height * width * channels
 };
 
+// A black picture.
+RgbImage BlankImage(int width, int height, int channels);
+
 struct DecodeLimits {
   int64_t max_bytes = 32 << 20;     // of the file
   int64_t max_pixels = 50'000'000;  // as the header says, before anything is decoded
