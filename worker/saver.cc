@@ -62,12 +62,6 @@ absl::StatusOr<RunState> StateFrom(const NamedTensors& tensors) {
   return state;
 }
 
-int64_t FreeBytes(const fs::path& folder) {
-  std::error_code error;
-  const fs::space_info space = fs::space(folder, error);
-  return error ? 0 : static_cast<int64_t>(space.available);
-}
-
 std::string Describe(const v1::NetworkConfig& network) {
   return absl::StrCat(network.variant(), " with ", network.num_classes(), " classes and ",
                       network.in_channels(), " channels");
@@ -159,12 +153,8 @@ absl::StatusOr<v1::Checkpoint> Saver::Save(Trainer& trainer, const RunState& sta
   if (!written.ok()) {
     if (replaces) RenameSynced(aside, folder).IgnoreError();
     if (!absl::IsResourceExhausted(written.status())) return written.status();
-    const size_t bytes = weights.size() + run_bytes.size() + self_test.size();
-    return WithFailure(
-        absl::ResourceExhaustedError(absl::StrCat(
-            "saving ", folder.string(), " needs ", bytes, " bytes, ", FreeBytes(options_.folder),
-            " are free: ", written.status().message(), "; older checkpoints are untouched")),
-        v1::DISK_FULL);
+    return WithFailure(Annotate(written.status(), "older checkpoints are untouched"),
+                       v1::DISK_FULL);
   }
   fs::remove_all(aside, error);
   RemoveOld();
