@@ -1,0 +1,143 @@
+#include "model/kernels/cpu_kernels.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/testing/status_matchers.h"
+
+namespace pyramid::kernels {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr CpuFeatures kNothing = {};
+constexpr CpuFeatures kHaswell = {.avx2 = true};
+constexpr CpuFeatures kSkylake = {.avx2 = true, .avx512 = true};
+constexpr CpuFeatures kNoFp16 = {.avx2 = true, .avx512 = true, .amx_bf16 = true};
+constexpr CpuFeatures kAll = {.avx2 = true, .avx512 = true, .amx_bf16 = true, .avx512_fp16 = true};
+
+struct Choice {
+  CpuFeatures features;
+  std::string dtype, forced, name;
+};
+
+#if defined(__x86_64__)
+
+TEST(CpuKernelsTest, TheBestSetThatRunsIsChosen) {
+  const std::vector<Choice> table = {
+      {kNothing, "fp32", "", "portable"}, {kNothing, "bf16", "", "portable"},
+      {kHaswell, "fp32", "", "avx2"},     {kHaswell, "bf16", "", "avx2"},
+      {kSkylake, "fp32", "", "avx512"},   {kSkylake, "bf16", "", "avx512"},
+      {kNoFp16, "fp32", "", "avx512"},    {kNoFp16, "bf16", "", "amx-f32math"},
+      {kAll, "fp32", "", "avx512"},       {kAll, "bf16", "", "amx"},
+  };
+  for (const Choice& row : table) {
+    const auto chosen = ChooseCpuKernels(row.features, row.dtype, row.forced);
+    ASSERT_TRUE(chosen.ok()) << chosen.status();
+    EXPECT_EQ((*chosen)->name, row.name) << row.dtype;
+  }
+}
+
+TEST(CpuKernelsTest, AnySetCanBeForced) {
+  const std::vector<Choice> table = {
+      {kAll, "bf16", "amx", "amx"},
+      {kAll, "bf16", "amx-f32math", "amx-f32math"},
+      {kAll, "fp32", "avx512", "avx512"},
+      {kAll, "bf16", "avx512", "avx512"},
+      {kAll, "fp32", "avx2", "avx2"},
+      {kAll, "bf16", "avx2", "avx2"},
+      {kAll, "fp32", "portable", "portable"},
+      {kAll, "bf16", "portable", "portable"},
+      {kNothing, "fp32", "portable", "portable"},
+  };
+  for (const Choice& row : table) {
+    const auto chosen = ChooseCpuKernels(row.features, row.dtype, row.forced);
+    ASSERT_TRUE(chosen.ok()) << chosen.status();
+    EXPECT_EQ((*chosen)->name, row.name) << row.dtype;
+  }
+}
+
+TEST(CpuKernelsTest, EachTableHasItsOwnName) {
+  EXPECT_STREQ(kPortableKernels.name, "portable");
+  EXPECT_STREQ(kAvx2Kernels.name, "avx2");
+  EXPECT_STREQ(kAvx512Kernels.name, "avx512");
+  EXPECT_STREQ(kAmxKernels.name, "amx");
+  EXPECT_STREQ(kAmxF32MathKernels.name, "amx-f32math");
+}
+
+TEST(CpuKernelsTest, AForcedSetThatTheMachineCannotRunIsRefusedByName) {
+  const std::vector<Choice> table = {
+      {kNoFp16, "bf16", "amx", "AVX512-FP16"},
+      {kSkylake, "bf16", "amx-f32math", "AMX-BF16"},
+      {kHaswell, "fp32", "avx512", "AVX-512"},
+      {kNothing, "fp32", "avx2", "AVX2"},
+  };
+  for (const Choice& row : table) {
+    const absl::Status status = ChooseCpuKernels(row.features, row.dtype, row.forced).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << row.forced;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("\"" + row.forced + "\""));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(row.name));
+  }
+}
+
+TEST(CpuKernelsTest, AForcedBf16SetDoesNotServeFp32) {
+  for (const std::string forced : {"amx", "amx-f32math"}) {
+    const absl::Status status = ChooseCpuKernels(kAll, "fp32", forced).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(forced));
+  }
+}
+
+#else
+
+TEST(CpuKernelsTest, OtherMachinesHaveThePortableSet) {
+  for (const std::string dtype : {"fp32", "bf16"}) {
+    const auto chosen = ChooseCpuKernels(DetectCpu(), dtype, "");
+    ASSERT_TRUE(chosen.ok()) << chosen.status();
+    EXPECT_STREQ((*chosen)->name, "portable");
+  }
+  EXPECT_EQ(ChooseCpuKernels(kAll, "fp32", "avx2").status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+#endif
+
+TEST(CpuKernelsTest, UnknownNamesAreRefusedWithTheKnownOnes) {
+  const absl::Status name = ChooseCpuKernels(kAll, "fp32", "avx1024").status();
+  EXPECT_EQ(name.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(name.message()), HasSubstr("amx, amx-f32math, avx512, avx2, portable"));
+
+  const absl::Status dtype = ChooseCpuKernels(kAll, "fp16", "").status();
+  EXPECT_EQ(dtype.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(dtype.message()), HasSubstr("fp32 or bf16"));
+}
+
+TEST(CpuKernelsTest, DetectionAsksTwiceAndAnswersTheSame) {
+  const CpuFeatures first = DetectCpu(), second = DetectCpu();
+  EXPECT_EQ(first.avx2, second.avx2);
+  EXPECT_EQ(first.avx512, second.avx512);
+  EXPECT_EQ(first.amx_bf16, second.amx_bf16);
+  EXPECT_EQ(first.avx512_fp16, second.avx512_fp16);
+#if defined(__x86_64__)
+  EXPECT_EQ(first.avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+  EXPECT_EQ(first.avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512vl") &&
+                              __builtin_cpu_supports("avx512dq"));
+#endif
+}
+
+TEST(CpuKernelsTest, EverySetThisMachineRunsGrantsItsThreads) {
+  const CpuFeatures features = DetectCpu();
+  for (const std::string dtype : {"fp32", "bf16"}) {
+    const auto chosen = ChooseCpuKernels(features, dtype, "");
+    ASSERT_TRUE(chosen.ok()) << chosen.status();
+    EXPECT_TRUE((*chosen)->prepare_thread());
+    EXPECT_TRUE((*chosen)->prepare_thread());
+  }
+}
+
+}  // namespace
+}  // namespace pyramid::kernels
