@@ -97,7 +97,8 @@ struct AttentionGradParams {
 
 // One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) on n numbers, as PyTorch computes it:
 // p *= 1 - lr·wd; m = b1·m + (1-b1)·g; v = b2·v + (1-b2)·g²;
-// p -= lr / bias1 · m / (sqrt(v / bias2) + eps)
+// p -= lr / bias1 · m / (sqrt(v / bias2) + eps). PyTorch's scalars are doubles: 1 - 0.999f is off
+// by 1e-5.
 struct AdamWParams {
   float* p;
   float* m;
@@ -105,13 +106,13 @@ struct AdamWParams {
   const float* g;
   int64_t n;
   float grad_scale;  // g is multiplied by it first (clipping); 1: as it is
-  float lr;
-  float weight_decay;
-  float beta1;
-  float beta2;
-  float eps;
-  float bias1;  // 1 - beta1^step
-  float bias2;  // 1 - beta2^step
+  double lr;
+  double weight_decay;
+  double beta1;
+  double beta2;
+  double eps;
+  double bias1;  // 1 - beta1^step
+  double bias2;  // 1 - beta2^step
 };
 
 struct TrainKernels {
