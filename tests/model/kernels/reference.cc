@@ -1,5 +1,6 @@
 #include "tests/model/kernels/reference.h"
 
+#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -186,6 +187,20 @@ GuardedBuffer::GuardedBuffer(size_t bytes, size_t offset) : bytes_(bytes) {
   if (mprotect(memory_ + page, pages, PROT_READ | PROT_WRITE) != 0) std::abort();
   std::memset(memory_ + page, kUntouched, pages);
   data_ = memory_ + page + pages - content + offset;
+  Forbid(true);
+}
+
+void GuardedBuffer::Forbid(bool forbid) const {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto set = [forbid](unsigned char* from, unsigned char* to) {
+    if (forbid) {
+      ASAN_POISON_MEMORY_REGION(from, static_cast<size_t>(to - from));
+    } else {
+      ASAN_UNPOISON_MEMORY_REGION(from, static_cast<size_t>(to - from));
+    }
+  };
+  set(memory_ + page, data_);
+  set(data_ + bytes_ + kSlack, memory_ + memory_bytes_ - page);
 }
 
 GuardedBuffer::GuardedBuffer(std::span<const float> content, size_t offset)
@@ -193,13 +208,19 @@ GuardedBuffer::GuardedBuffer(std::span<const float> content, size_t offset)
   if (!content.empty()) std::memcpy(data_, content.data(), content.size_bytes());
 }
 
-GuardedBuffer::~GuardedBuffer() { munmap(memory_, memory_bytes_); }
+GuardedBuffer::~GuardedBuffer() {
+  Forbid(false);
+  munmap(memory_, memory_bytes_);
+}
 
 bool GuardedBuffer::OnlyValidWritten() const {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const auto untouched = [](unsigned char byte) { return byte == kUntouched; };
-  return std::all_of(memory_ + page, data_, untouched) &&
-         std::all_of(data_ + bytes_, memory_ + memory_bytes_ - page, untouched);
+  Forbid(false);
+  const bool only = std::all_of(memory_ + page, data_, untouched) &&
+                    std::all_of(data_ + bytes_, memory_ + memory_bytes_ - page, untouched);
+  Forbid(true);
+  return only;
 }
 
 }  // namespace pyramid::kernels

@@ -55,7 +55,7 @@ class ErrorOf {
 // Memory that ends where the contract says (model/kernels/kernel_table.h): `bytes` aligned to 64,
 // then kSlack readable bytes, then a page that can't be touched; another one lies in front. The
 // slack holds NaN patterns, and OnlyValidWritten tells whether they are still there. `offset`:
-// bytes past the alignment at which data() begins.
+// bytes past the alignment at which data() begins. AddressSanitizer guards to the byte.
 class GuardedBuffer {
  public:
   explicit GuardedBuffer(size_t bytes, size_t offset = 0);
@@ -72,6 +72,8 @@ class GuardedBuffer {
   bool OnlyValidWritten() const;
 
  private:
+  void Forbid(bool forbid) const;  // what no page guards, to AddressSanitizer
+
   unsigned char* memory_ = nullptr;  // with the guards
   size_t memory_bytes_ = 0;
   unsigned char* data_ = nullptr;
