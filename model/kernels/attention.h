@@ -1,5 +1,6 @@
 // softmax(q·kᵀ)·v of one head for a short key list, in one pass. The scale, head size^-0.5, and
-// log2(e) are folded into q's weights beforehand: scores are base-2 exponents.
+// log2(e) are folded into q's weights beforehand: scores are base-2 exponents. A score of minus
+// infinity is a key out of reach; a query that reaches none gives zeros, never NaN.
 #ifndef PYRAMID_MODEL_KERNELS_ATTENTION_H_
 #define PYRAMID_MODEL_KERNELS_ATTENTION_H_
 
