@@ -16,7 +16,8 @@
 
 namespace pyramid {
 
-// Names as in the file: "F32", "F64", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL".
+// Names as in the file: "F32", "F64", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32",
+// "U16", "U8", "BOOL".
 int64_t SafetensorsElementSize(absl::string_view dtype);  // bytes; 0: unknown
 
 struct TensorBytes {

@@ -8,6 +8,7 @@
 #ifndef PYRAMID_MODEL_FORMATS_WEIGHT_FILE_H_
 #define PYRAMID_MODEL_FORMATS_WEIGHT_FILE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -18,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "model/formats/byte_source.h"
 
 namespace pyramid {
@@ -27,17 +29,24 @@ struct Extent {
   int64_t bytes = 0;
 };
 
+// CRC-32 of a storage's bytes. Tensors of one storage share it, so that it is checked once.
+struct StorageChecksum {
+  uint32_t crc32 = 0;
+  std::atomic<bool> verified = false;
+};
+
 struct StoredTensor {
   // Containers around it, outermost first, joined by '.': "" for a bare state dict, "model",
   // "state_dict_ema", "optimizer.state.0" …
   std::string group;
   std::string name;   // as in the file
   std::string dtype;  // safetensors' spelling: "F32" "F64" "F16" "BF16" "I64" … "U8" "BOOL"
-  std::vector<int64_t> shape;    // {}: a scalar
-  std::vector<int64_t> strides;  // elements; empty: row-major without gaps
-  int64_t first = 0;             // element of the storage it begins at
-  std::vector<Extent> storage;   // pieces of the file that together are the storage
-  int64_t elements() const;      // product of shape
+  std::vector<int64_t> shape;                 // {}: a scalar
+  std::vector<int64_t> strides;               // elements; empty: row-major without gaps
+  int64_t first = 0;                          // element of the storage it begins at
+  std::vector<Extent> storage;                // pieces of the file that together are the storage
+  std::shared_ptr<StorageChecksum> checksum;  // null: the format has none, or elsewhere
+  int64_t elements() const;                   // product of shape
 };
 
 enum class WeightFormat { kSafetensors, kTorchZip, kTorchLegacy, kMindSpore };
@@ -49,7 +58,8 @@ struct WeightFile {
   WeightFormat format = WeightFormat::kSafetensors;
   std::vector<StoredTensor> tensors;  // in the file's order
   // Numbers, texts and metadata that aren't tensors: {"epoch", "300"}, {"format", "pt"}; the name
-  // carries its group ("args.lr"). At most 1,000; long texts are cut.
+  // carries its group ("args.lr"). A PyTorch zip's records under extra/ are notes too, by their
+  // name. At most 1,000; texts are cut at 1,024 bytes.
   std::vector<std::pair<std::string, std::string>> notes;
   bool has_checksum = false;  // the format carries one (MindSpore's CRC trailer, zip's CRC-32)
   std::shared_ptr<const ByteSource> source;
@@ -73,11 +83,30 @@ absl::Status ReadTensor(const WeightFile& file, const StoredTensor& tensor, std:
 absl::Status ReadTensorAsFloat(const WeightFile& file, const StoredTensor& tensor,
                                std::span<float> out);
 
-// One format each; OpenWeightBytes chooses. They fill in everything but `source`.
+// One format each; OpenWeightBytes chooses, checks every tensor with CheckStoredTensor and fills in
+// `source`.
 absl::StatusOr<WeightFile> IndexSafetensors(const ByteSource& source);
 absl::StatusOr<WeightFile> IndexTorchZip(const ByteSource& source);
 absl::StatusOr<WeightFile> IndexTorchLegacy(const ByteSource& source);
 absl::StatusOr<WeightFile> IndexMindSpore(const ByteSource& source);
+
+// Limits of every format, far above any model's: what a file claims costs no more than this.
+inline constexpr size_t kMaxStoredTensors = 100'000;
+inline constexpr size_t kMaxTensorRank = 16;
+
+// Shape, strides and storage fit each other and a source of this size (DataLoss; InvalidArgument
+// for an unknown dtype). A tensor has at most its storage's bytes + 16 MiB, though expanded ones
+// (stride 0) could claim any number.
+absl::Status CheckStoredTensor(const StoredTensor& tensor, int64_t source_size);
+
+// Appends within the limits above; what isn't UTF-8 is escaped.
+void AddNote(WeightFile& file, absl::string_view name, absl::string_view text);
+
+// The text, escaped if it isn't UTF-8.
+std::string PrintableText(absl::string_view text);
+
+// CRC-32 of the extents' bytes, in pieces of 1 MiB.
+absl::StatusOr<uint32_t> Crc32OfExtents(const ByteSource& source, std::span<const Extent> extents);
 
 }  // namespace pyramid
 

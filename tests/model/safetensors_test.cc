@@ -23,7 +23,7 @@ std::string FileWith(absl::string_view header, size_t data_bytes) {
 }
 
 std::string Golden() {
-  auto bytes = ReadFile(PYRAMID_SOURCE_DIR "/tests/golden/small.safetensors");
+  auto bytes = ReadFile(PYRAMID_SOURCE_DIR "/tests/golden/files/small.safetensors");
   EXPECT_OK(bytes);
   return bytes.ok() ? *bytes : "";
 }
