@@ -397,6 +397,15 @@ std::vector<fs::path> ListCheckpoints(const fs::path& folder) {
 
 std::string CheckpointName(int64_t step) { return absl::StrFormat("%s%08d", kStepPrefix, step); }
 
+std::string ManifestDigest(v1::Manifest manifest, absl::string_view weights_sha256) {
+  manifest.clear_files();
+  v1::FileEntry& weights = *manifest.add_files();
+  weights.set_name(std::string(kWeightsFile));
+  weights.set_sha256(std::string(weights_sha256));
+  const auto tree = TreeOf(manifest);
+  return tree.ok() ? DigestOf(*tree) : "";
+}
+
 std::string ManifestToJson(const v1::Manifest& manifest) {
   const auto tree = TreeOf(manifest);
   return tree.ok() ? TextOf(*tree) : "";

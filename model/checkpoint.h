@@ -70,6 +70,10 @@ std::vector<std::filesystem::path> ListCheckpoints(const std::filesystem::path& 
 // "step-00001880".
 std::string CheckpointName(int64_t step);
 
+// What `digest` is for a model with this network, origin, preprocessing and labels and weights of
+// this SHA-256 (hex). Empty if a text of the manifest isn't UTF-8.
+std::string ManifestDigest(v1::Manifest manifest, absl::string_view weights_sha256);
+
 // The manifest as JSON text, as it stands in the file (with its checksum), and back. Empty if a
 // text of the manifest isn't UTF-8.
 std::string ManifestToJson(const v1::Manifest& manifest);

@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <string>
@@ -12,6 +13,7 @@
 #include "model/checkpoint.h"
 #include "model/device.h"
 #include "model/exception_guard.h"
+#include "model/formats/safetensors.h"
 #include "model/preprocess.h"
 #include "model/pvt_v2.h"
 #include "model/tensors.h"
@@ -103,6 +105,26 @@ absl::StatusOr<torch::Tensor> Find(const NamedTensors& tensors, absl::string_vie
   return absl::DataLossError(absl::StrCat(kSelfTestFile, " has no tensor ", name, " of type F32"));
 }
 
+// Number `index` of a fixed set: a gradient in its own direction, coarse squares and noise, so that
+// all scales of the network have something to see.
+RgbImage MadeUpPicture(int side, int channels, int index) {
+  RgbImage image = BlankImage(side, side, channels);
+  uint64_t state = static_cast<uint64_t>(index) + 1;
+  uint8_t* out = image.pixels.data();
+  for (int y = 0; y < side; ++y) {
+    for (int x = 0; x < side; ++x) {
+      for (int c = 0; c < channels; ++c) {
+        state = state * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX generator
+        const int noise = static_cast<int>(state >> 58);              // 0..63
+        const int along = (index % 3 == 0 ? x : index % 3 == 1 ? y : x + y) * 96 / side;
+        const int square = ((x / 16) * (index + 2 + c) + (y / 16) * (index + 5)) % 4 * 24;
+        *out++ = static_cast<uint8_t>(std::min(255, along + square + noise));
+      }
+    }
+  }
+  return image;
+}
+
 double ToleranceOf(const ClassifierOptions& options) {
   if (options.dtype == "bf16") return 0.25;
   return options.device == "cpu" ? 1e-4 : 1e-3;  // other devices sum in another order
@@ -110,7 +132,7 @@ double ToleranceOf(const ClassifierOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& folder,
+absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& path,
                                                            const ClassifierOptions& options) {
   if (options.dtype != "fp32" && options.dtype != "bf16") {
     return absl::InvalidArgumentError(
@@ -120,18 +142,20 @@ absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem
     return absl::InvalidArgumentError(
         absl::StrCat("threads is ", options.threads, "; use 0 (as many as cores) or more"));
   }
+  if (!options.weights.head.empty()) {
+    return absl::InvalidArgumentError("weights.head: a new head has to be trained first");
+  }
   ASSIGN_OR_RETURN(const DeviceName device, OpenDevice(options.device));
-  ASSIGN_OR_RETURN(v1::Manifest manifest, VerifyCheckpoint(folder));
-  ASSIGN_OR_RETURN(const std::string file, ReadCheckpointFile(folder, manifest, kWeightsFile));
-  ASSIGN_OR_RETURN(PvtV2 network, MakePvtV2(manifest.network()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Weights> weights, OpenWeights(path, options.weights));
+  const v1::Manifest& manifest = weights->manifest();
   RETURN_IF_ERROR(CheckPreprocessing(manifest.preprocessing()));
   if (manifest.preprocessing().channels() != manifest.network().in_channels()) {
     return absl::InvalidArgumentError(
         absl::StrCat("preprocessing.channels is ", manifest.preprocessing().channels(),
                      ", the network takes ", manifest.network().in_channels()));
   }
-  ASSIGN_OR_RETURN(const NamedTensors weights, TensorsFromSafetensors(file));
-  RETURN_IF_ERROR(Annotate(LoadState(*network, weights), kWeightsFile));
+  ASSIGN_OR_RETURN(PvtV2 network, MakePvtV2(manifest.network()));
+  RETURN_IF_ERROR(Annotate(LoadWeightsInto(*network, *weights), path.string()));
   if (options.threads > 0) process_threads = options.threads;
 
   return Guard("loading the network", absl::StatusCode::kInternal,
@@ -143,7 +167,7 @@ absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem
                    parameter.set_requires_grad(false);
                  if (options.dtype == "bf16") ConvertToBf16(network);
                  network->to(torch_device);
-                 return std::make_unique<TorchClassifier>(std::move(network), std::move(manifest),
+                 return std::make_unique<TorchClassifier>(std::move(network), manifest,
                                                           torch_device);
                });
 }
@@ -194,6 +218,29 @@ absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier,
         ", allowed is ", result.tolerance, " (", options.dtype, " on ", options.device, ")"));
   }
   return result;
+}
+
+absl::StatusOr<std::string> MakeSelfTest(Classifier& classifier, int pictures) {
+  if (pictures < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("pictures is ", pictures, "; use 1 or more"));
+  }
+  const v1::Preprocessing& p = classifier.manifest().preprocessing();
+  RETURN_IF_ERROR(CheckPreprocessing(p));
+  const int side = p.crop();
+  const size_t each = size_t{1} * p.channels() * side * side;
+  std::vector<float> pixels(each * pictures);
+  for (int i = 0; i < pictures; ++i) {
+    Normalise(MadeUpPicture(side, p.channels(), i), p, pixels.data() + each * i);
+  }
+  ASSIGN_OR_RETURN(const std::vector<float> logits,
+                   classifier.Forward(pixels, pictures, side, side));
+  const auto bytes = [](const std::vector<float>& values) {
+    return absl::string_view(reinterpret_cast<const char*>(values.data()), values.size() * 4);
+  };
+  const auto classes = static_cast<int64_t>(logits.size()) / pictures;
+  return SerializeSafetensors(
+      {{"pixels", "F32", {pictures, p.channels(), side, side}, bytes(pixels)},
+       {"logits", "F32", {pictures, classes}, bytes(logits)}});
 }
 
 }  // namespace pyramid

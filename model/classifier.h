@@ -10,6 +10,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
+#include "model/weights.h"
 #include "proto/model.pb.h"
 
 namespace pyramid {
@@ -35,15 +36,16 @@ struct ClassifierOptions {
   std::string dtype = "fp32";  // "fp32" | "bf16" (sums in fp32)
   int threads = 0;  // inside one Forward; one setting for the whole process, the last asked for. 0:
                     // as it is, at first as many as the machine has cores
+  WeightOptions weights;  // whose they are, overrides; a new head can't be asked for
 };
 
-// Loads a checkpoint's folder, every file verified.
-//   NotFound, DataLoss, FailedPrecondition  as ReadManifest and ReadCheckpointFile
-//   InvalidArgument  unknown variant, missing, unused or misshapen tensors (listed), unusable
-//   preprocessing, unknown dtype or device,
-//                    threads under 0
+// Loads a checkpoint's folder, every file verified, or a file of weights that OpenWeights reads.
+// Parameters go straight into the network: beside its tensors there are 16 MiB at most.
+//   NotFound, DataLoss, FailedPrecondition  as OpenWeights
+//   InvalidArgument  as OpenWeights; no or unusable preprocessing, unknown dtype or device, threads
+//                    under 0, weights.head
 //   Unavailable      the device isn't there; says which are
-absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& folder,
+absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& path,
                                                            const ClassifierOptions& options);
 
 struct SelfTestResult {
@@ -60,6 +62,11 @@ struct SelfTestResult {
 absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier,
                                            const std::filesystem::path& folder,
                                            const ClassifierOptions& options);
+
+// The bytes of self_test.safetensors for a checkpoint of this network: `pictures` made-up pictures
+// of the preprocessing's size, always the same ones, and what `classifier` answers. It should be an
+// fp32 one on the CPU. InvalidArgument under 1 picture; and what Forward returns.
+absl::StatusOr<std::string> MakeSelfTest(Classifier& classifier, int pictures);
 
 // How a server gets its classifiers; tests give a fake.
 using ClassifierLoader = absl::AnyInvocable<absl::StatusOr<std::unique_ptr<Classifier>>(

@@ -457,82 +457,10 @@ void PvtV2Impl::set_drop_path_key(const DropPathKey& key) { parts_->key = key; }
 
 const v1::NetworkConfig& PvtV2Impl::config() const { return parts_->config; }
 
-int SmallestSide(const Variant& variant) {
-  // The first reduction's 8x8 window must fit the first map, ceil(side / 4) wide. Pooling takes any
-  // map.
-  return variant.linear ? 1 : 29;
-}
-
-// ---- Variants (table 1 of the paper) ----
-
-namespace {
-
-constexpr std::array<Variant, 7> kVariants = {{
-    // name, channels, blocks, heads, MLP ratios, reductions, linear
-    {"pvt_v2_b0",
-     {32, 64, 160, 256},
-     {2, 2, 2, 2},
-     {1, 2, 5, 8},
-     {8, 8, 4, 4},
-     {8, 4, 2, 1},
-     false},
-    {"pvt_v2_b1",
-     {64, 128, 320, 512},
-     {2, 2, 2, 2},
-     {1, 2, 5, 8},
-     {8, 8, 4, 4},
-     {8, 4, 2, 1},
-     false},
-    {"pvt_v2_b2",
-     {64, 128, 320, 512},
-     {3, 4, 6, 3},
-     {1, 2, 5, 8},
-     {8, 8, 4, 4},
-     {8, 4, 2, 1},
-     false},
-    {"pvt_v2_b3",
-     {64, 128, 320, 512},
-     {3, 4, 18, 3},
-     {1, 2, 5, 8},
-     {8, 8, 4, 4},
-     {8, 4, 2, 1},
-     false},
-    {"pvt_v2_b4",
-     {64, 128, 320, 512},
-     {3, 8, 27, 3},
-     {1, 2, 5, 8},
-     {8, 8, 4, 4},
-     {8, 4, 2, 1},
-     false},
-    {"pvt_v2_b5",
-     {64, 128, 320, 512},
-     {3, 6, 40, 3},
-     {1, 2, 5, 8},
-     {4, 4, 4, 4},
-     {8, 4, 2, 1},
-     false},
-    {"pvt_v2_b2_li",
-     {64, 128, 320, 512},
-     {3, 4, 6, 3},
-     {1, 2, 5, 8},
-     {8, 8, 4, 4},
-     {8, 4, 2, 1},
-     true},
-}};
-
-}  // namespace
-
-const Variant* FindVariant(absl::string_view name) {
-  for (const Variant& variant : kVariants) {
-    if (variant.name == name) return &variant;
-  }
-  return nullptr;
-}
-
 absl::StatusOr<PvtV2> MakePvtV2(const v1::NetworkConfig& config, double drop_path_rate) {
   if (FindVariant(config.variant()) == nullptr) {
     const std::string known = absl::StrJoin(
-        kVariants, ", ",
+        Variants(), ", ",
         [](std::string* out, const Variant& variant) { absl::StrAppend(out, variant.name); });
     return absl::InvalidArgumentError(
         absl::StrCat("network.variant is \"", config.variant(), "\"; use one of ", known));

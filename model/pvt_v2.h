@@ -8,30 +8,14 @@
 
 #include <torch/torch.h>
 
-#include <array>
 #include <memory>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "model/variants.h"
 #include "proto/model.pb.h"
 
 namespace pyramid {
-
-struct Variant {
-  absl::string_view name;
-  std::array<int, 4> dims;    // channels of the stages
-  std::array<int, 4> depths;  // blocks
-  std::array<int, 4> heads;
-  std::array<int, 4> mlp_ratios;
-  std::array<int, 4> sr_ratios;  // side of the spatial reduction
-  bool linear;                   // pooled to 7x7 instead of reduced by a convolution
-};
-
-// Null: no such variant.
-const Variant* FindVariant(absl::string_view name);
-
-// Fewest pixels of a picture's height and width: 29, in the linear variant 1.
-int SmallestSide(const Variant& variant);
 
 // Which pictures of the global batch are dropped on which path: keyed by position in the global
 // batch, so that results don't depend on how many workers share it. The trainer sets it before each

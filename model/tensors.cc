@@ -46,6 +46,38 @@ void AppendList(absl::string_view what, const std::vector<std::string>& names,
   parts.push_back(text + ")");
 }
 
+// InvalidArgument unless `given` has each tensor of `state` once, of its shape, and nothing else.
+absl::Status CheckFits(const NamedTensors& state,
+                       const std::vector<std::pair<absl::string_view, torch::IntArrayRef>>& given) {
+  std::map<absl::string_view, torch::IntArrayRef> shapes;
+  std::vector<std::string> missing, unused, misshapen, twice;
+  for (const auto& [name, shape] : given) {
+    if (!shapes.emplace(name, shape).second) twice.emplace_back(name);
+  }
+  std::set<absl::string_view> known;
+  for (const auto& [name, target] : state) {
+    known.insert(name);
+    const auto found = shapes.find(name);
+    if (found == shapes.end()) {
+      missing.push_back(name);
+    } else if (found->second != target.sizes()) {
+      misshapen.push_back(absl::StrCat(name, " is ", ShapeText(found->second), ", not ",
+                                       ShapeText(target.sizes())));
+    }
+  }
+  for (const auto& [name, shape] : given) {
+    if (known.count(name) == 0) unused.emplace_back(name);
+  }
+  std::vector<std::string> parts;
+  AppendList("missing", missing, parts);
+  AppendList("unused", unused, parts);
+  AppendList("misshapen", misshapen, parts);
+  AppendList("twice", twice, parts);
+  if (parts.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("these tensors don't fit the network: ", absl::StrJoin(parts, "; ")));
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> TensorsToSafetensors(
@@ -110,37 +142,41 @@ NamedTensors StateOf(const torch::nn::Module& module) {
 
 absl::Status LoadState(torch::nn::Module& module, const NamedTensors& tensors) {
   const NamedTensors state = StateOf(module);
+  std::vector<std::pair<absl::string_view, torch::IntArrayRef>> shapes;
   std::map<absl::string_view, const torch::Tensor*> given;
-  std::vector<std::string> missing, unused, misshapen, twice;
   for (const auto& [name, tensor] : tensors) {
-    if (!given.emplace(name, &tensor).second) twice.push_back(name);
+    shapes.emplace_back(name, tensor.sizes());
+    given.emplace(name, &tensor);
   }
-  std::set<absl::string_view> known;
-  for (const auto& [name, target] : state) {
-    known.insert(name);
-    const auto found = given.find(name);
-    if (found == given.end()) {
-      missing.push_back(name);
-    } else if (found->second->sizes() != target.sizes()) {
-      misshapen.push_back(absl::StrCat(name, " is ", ShapeText(found->second->sizes()), ", not ",
-                                       ShapeText(target.sizes())));
-    }
-  }
-  for (const auto& [name, tensor] : tensors) {
-    if (known.count(name) == 0) unused.push_back(name);
-  }
-  std::vector<std::string> parts;
-  AppendList("missing", missing, parts);
-  AppendList("unused", unused, parts);
-  AppendList("misshapen", misshapen, parts);
-  AppendList("twice", twice, parts);
-  if (!parts.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("these tensors don't fit the network: ", absl::StrJoin(parts, "; ")));
-  }
+  RETURN_IF_ERROR(CheckFits(state, shapes));
   return Guard("loading tensors", absl::StatusCode::kInternal, [&] {
     torch::NoGradGuard no_grad;
     for (auto [name, target] : state) target.copy_(*given.at(name));
+    return absl::OkStatus();
+  });
+}
+
+absl::Status LoadWeightsInto(torch::nn::Module& module, const Weights& weights) {
+  const NamedTensors state = StateOf(module);
+  std::vector<std::pair<absl::string_view, torch::IntArrayRef>> shapes;
+  std::map<absl::string_view, const WeightParameter*> given;
+  for (const WeightParameter& parameter : weights.parameters()) {
+    shapes.emplace_back(parameter.name, parameter.shape);
+    given.emplace(parameter.name, &parameter);
+  }
+  RETURN_IF_ERROR(CheckFits(state, shapes));
+  return Guard("loading weights", absl::StatusCode::kInternal, [&]() -> absl::Status {
+    torch::NoGradGuard no_grad;
+    for (auto [name, target] : state) {
+      const WeightParameter& parameter = *given.at(name);
+      if (parameter.fresh) continue;
+      const bool direct = target.device().is_cpu() && target.is_contiguous() &&
+                          target.scalar_type() == torch::kFloat32;
+      torch::Tensor values = direct ? target : torch::empty(target.sizes(), torch::kFloat32);
+      RETURN_IF_ERROR(weights.Read(
+          parameter, {values.mutable_data_ptr<float>(), static_cast<size_t>(values.numel())}));
+      if (!direct) target.copy_(values);
+    }
     return absl::OkStatus();
   });
 }

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "model/weights.h"
 
 namespace pyramid {
 
@@ -31,6 +32,12 @@ NamedTensors StateOf(const torch::nn::Module& module);
 // Copies `tensors` into the module's parameters by name. Strict: InvalidArgument lists missing,
 // unused and misshapen tensors and names that come twice; then nothing is copied.
 absl::Status LoadState(torch::nn::Module& module, const NamedTensors& tensors);
+
+// Reads `weights` into the module's parameters one by one, straight into their memory where they
+// are float32 on the CPU; else one parameter more is in memory. Fresh ones keep what they have.
+//   InvalidArgument  the parameters aren't the module's (listed); then nothing is read
+//   and what Weights::Read returns; then some parameters are read
+absl::Status LoadWeightsInto(torch::nn::Module& module, const Weights& weights);
 
 }  // namespace pyramid
 

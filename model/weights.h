@@ -52,9 +52,10 @@ class Weights {
  public:
   virtual ~Weights() = default;
 
-  // Network, origin, preprocessing (the origin's, docs/formats.md; a folder's own), labels (a
-  // folder's own; ImageNet's names with 1000 classes), created_by; no files. digest: over network,
-  // origin, preprocessing, labels and the source's SHA-256.
+  // Network, origin, preprocessing (the origin's, docs/formats.md; a folder's own; none with other
+  // than 1 or 3 channels), labels (a folder's own; ImageNet's names with 1000 classes; none with a
+  // new head), created_by. digest: over network, origin, preprocessing, labels and the source's
+  // SHA-256. A folder's also has the folder's files and training record.
   virtual const v1::Manifest& manifest() const = 0;
 
   virtual const std::vector<WeightParameter>& parameters() const = 0;  // official order
@@ -69,19 +70,25 @@ class Weights {
 };
 
 // Reads headers only (and the file once for its SHA-256). A file called
-// <model>-<8 hex digits>[-more].<suffix> is checked against that prefix of its SHA-256: DataLoss.
+// <variant>-<8 hex digits>[-more].<suffix> is checked against that prefix of its SHA-256: DataLoss.
 //   InvalidArgument  not a PVT v2; missing, unused, misshapen tensors; an unknown origin or naming;
 //                    a classifier of another size without `head`
 //   and what OpenWeightFile or VerifyCheckpoint return
 absl::StatusOr<std::unique_ptr<Weights>> OpenWeights(const std::filesystem::path& path,
                                                      const WeightOptions& options = {});
 
+// How a code base evaluates on ImageNet at 224 pixels (docs/models.md). Empty with other than 1 or
+// 3 channels.
+v1::Preprocessing OriginPreprocessing(absl::string_view origin, int channels);
+
 enum class OutputFormat { kSafetensors, kTorchZip, kMindSpore };
 
 // Writes all parameters as float32 under `naming`, streaming, aside and renamed. Safetensors'
-// metadata and the zip's extra records say origin and numerics, so that reading it back gives the
-// same network.
-//   InvalidArgument  naming kTransformers; a fresh head
+// metadata, the zip's extra records and appended values of the .ckpt (none where MindCV's own
+// settings hold) say origin, numerics, preprocessing and labels, so that reading it back gives the
+// same model.
+//   InvalidArgument  naming kTransformers; a fresh head; kMindSpore and another suffix than .ckpt,
+//                    which MindSpore wouldn't read; kTorchZip over 4 GiB
 //   ResourceExhausted  disk full; nothing is left behind
 absl::Status WriteWeights(const Weights& weights, const std::filesystem::path& path,
                           OutputFormat format, Naming naming);

@@ -31,10 +31,12 @@ struct OfficialPlace {
   int parts = 1;
 };
 
-// nullopt: not a parameter's name in this scheme. Knows nothing of variants: indices are unbounded.
+// nullopt: not a parameter's name in this scheme. Knows nothing of variants: any block index goes.
+// transformers: with or without the leading "pvt_v2.", which a bare backbone hasn't.
 std::optional<OfficialPlace> ToOfficial(absl::string_view name, Naming naming);
 
-// The official parameter's name in another scheme. Not for kTransformers' kv, which is two.
+// The official parameter's name in another scheme. Empty: not an official name, or kTransformers'
+// kv, which is two there.
 std::string FromOfficial(absl::string_view official, Naming naming);
 
 }  // namespace pyramid
