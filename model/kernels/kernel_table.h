@@ -32,7 +32,7 @@ struct CpuKernels {
   int activation_bytes;  // 4: f32, 2: bf16
   int hidden_bytes;      // 4: f32, 2: fp16 ("amx") or bf16 ("amx-f32math")
 
-  // [n, k] f32 row-major → packed. k is padded with zeros to a multiple of 32.
+  // [n, k] f32 row-major → packed; k as LinearParams will say, a multiple of 32.
   size_t (*packed_linear_bytes)(int n, int k);
   void (*pack_linear)(const float* weight, int n, int k, void* packed);
   void (*linear)(const LinearParams& p);
