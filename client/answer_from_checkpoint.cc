@@ -147,7 +147,7 @@ class CheckpointAnswerer : public Answerer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Answerer>> AnswerFromCheckpoint(const Environment& environment,
-                                                               const std::filesystem::path& folder,
+                                                               const std::filesystem::path& path,
                                                                const ClassifierOptions& classifier,
                                                                const AnswerOptions& options) {
   if (!environment.load_classifier) {
@@ -156,14 +156,14 @@ absl::StatusOr<std::unique_ptr<Answerer>> AnswerFromCheckpoint(const Environment
         "server and use --model");
   }
   absl::StatusOr<std::unique_ptr<Classifier>> loaded =
-      environment.load_classifier(environment.folder / folder, classifier);
+      environment.load_classifier(environment.folder / path, classifier);
   if (!loaded.ok()) {
-    const absl::Status status = Annotate(loaded.status(), folder.string());
+    const absl::Status status = Annotate(loaded.status(), path.string());
     // A device that isn't there is no unreachable server.
     if (absl::IsUnavailable(status)) return absl::InternalError(status.message());
     return status;
   }
-  return std::make_unique<CheckpointAnswerer>(*std::move(loaded), folder.string(), options);
+  return std::make_unique<CheckpointAnswerer>(*std::move(loaded), path.string(), options);
 }
 
 }  // namespace pyramid

@@ -45,10 +45,10 @@ absl::StatusOr<ModelName> ParseModelName(absl::string_view text);
 std::unique_ptr<Answerer> AnswerFromServer(Connection& connection, const ModelName& model,
                                            const AnswerOptions& options, absl::Duration timeout);
 
-// A checkpoint's folder. Errors as LoadClassifier; FailedPrecondition if this build has no
-// LibTorch.
+// A checkpoint's folder or a file of weights. Errors as LoadClassifier; FailedPrecondition if this
+// build has no LibTorch.
 absl::StatusOr<std::unique_ptr<Answerer>> AnswerFromCheckpoint(const Environment& environment,
-                                                               const std::filesystem::path& folder,
+                                                               const std::filesystem::path& path,
                                                                const ClassifierOptions& classifier,
                                                                const AnswerOptions& options);
 

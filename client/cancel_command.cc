@@ -6,23 +6,11 @@
 namespace pyramid {
 namespace {
 
-struct Options {
-  std::string id;
-  std::string reason;
-};
-
-int Cancel(Environment& environment, const Options& options) {
-  absl::StatusOr<std::unique_ptr<Connection>> connection = Connection::Open(environment);
-  if (!connection.ok()) return Fail(environment, connection.status());
-  v1::CancelJobRequest request;
-  request.set_job_id(options.id);
-  request.set_reason(options.reason);
-  grpc::ClientContext context;
-  SetDeadline(context, kCallTimeout);
-  v1::Job job;
-  const grpc::Status status = (*connection)->training()->CancelJob(&context, request, &job);
-  if (!status.ok()) return Fail(environment, (*connection)->ToStatus(status));
-  *environment.out << absl::StrCat("job ", OneLine(job.id()), " ", v1::JobState_Name(job.state()),
+int Cancel(Environment& environment, const v1::CancelJobRequest& request) {
+  const absl::StatusOr<v1::Job> job =
+      CallTraining(environment, &v1::TrainingService::Stub::CancelJob, request);
+  if (!job.ok()) return Fail(environment, job.status());
+  *environment.out << absl::StrCat("job ", OneLine(job->id()), " ", v1::JobState_Name(job->state()),
                                    "\n");
   return kDone;
 }
@@ -30,13 +18,14 @@ int Cancel(Environment& environment, const Options& options) {
 }  // namespace
 
 void AddCancelCommand(CommandLine line) {
-  auto options = std::make_shared<Options>();
+  auto request = std::make_shared<v1::CancelJobRequest>();
   CLI::App* command = line.app.add_subcommand("cancel", "Let a job save and stop");
-  command->add_option("id", options->id, "The job")->type_name("ID")->required();
-  command->add_option("--reason", options->reason, "Why; the job keeps it")->type_name("TEXT");
+  command->add_option("id", *request->mutable_job_id(), "The job")->type_name("ID")->required();
+  command->add_option("--reason", *request->mutable_reason(), "Why; the job keeps it")
+      ->type_name("TEXT");
   AddServerFlag(*command, line.environment);
-  command->callback([line, options] {
-    line.action = [line, options] { return Cancel(line.environment, *options); };
+  command->callback([line, request] {
+    line.action = [line, request] { return Cancel(line.environment, *request); };
   });
 }
 

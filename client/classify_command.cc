@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "client/about_weights.h"
 #include "client/answerer.h"
 #include "client/commands.h"
 #include "client/exit_code.h"
@@ -29,6 +30,7 @@ struct Options {
   std::string checkpoint;
   std::string device = "cpu";
   std::string dtype = "fp32";
+  WeightOptions weights;
   int top_k = 5;
   bool logits = false;
   bool json = false;
@@ -231,7 +233,8 @@ int Classify(Environment& environment, const Options& options) {
   std::unique_ptr<Connection> connection;
   std::unique_ptr<Answerer> answerer;
   if (!options.checkpoint.empty()) {
-    const ClassifierOptions classifier{.device = options.device, .dtype = options.dtype};
+    const ClassifierOptions classifier{
+        .device = options.device, .dtype = options.dtype, .weights = options.weights};
     absl::StatusOr<std::unique_ptr<Answerer>> made =
         AnswerFromCheckpoint(environment, options.checkpoint, classifier, answer_options);
     if (!made.ok()) return Fail(environment, made.status());
@@ -273,8 +276,9 @@ void AddClassifyCommand(CommandLine line) {
   CLI::Option* checkpoint =
       command
           ->add_option("--ckpt-path,--ckpt", options->checkpoint,
-                       "A checkpoint's folder: classify here, without a server")
-          ->type_name("FOLDER")
+                       "A checkpoint's folder, or a file of weights (safetensors, PyTorch's .pth, "
+                       "MindSpore's .ckpt): classify here, without a server")
+          ->type_name("FOLDER|FILE")
           ->excludes(model);
   command->add_option("--device", options->device, "With --ckpt-path: cpu, cuda:N or npu:N")
       ->type_name("DEVICE")
@@ -283,6 +287,7 @@ void AddClassifyCommand(CommandLine line) {
       ->type_name("DTYPE")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->needs(checkpoint);
+  AddWeightFlags(*command, options->weights, checkpoint);
   command->add_option("--top-k", options->top_k, "Predictions a picture (5)")
       ->type_name("K")
       ->check(CLI::Range(1, 1'000'000));

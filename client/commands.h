@@ -34,6 +34,7 @@ void AddModelsCommand(CommandLine line);
 void AddClassifyCommand(CommandLine line);
 void AddValidateCommand(CommandLine line);
 void AddInspectCommand(CommandLine line);
+void AddConvertCommand(CommandLine line);
 // train, bench, data: run as pyramid-worker, which has their flags and help.
 void AddWorkerCommands(CommandLine line);
 

@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "client/environment.h"
+#include "proto/base/status.h"
 #include "proto/classification.grpc.pb.h"
 #include "proto/training.grpc.pb.h"
 
@@ -66,6 +67,23 @@ inline constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 inline constexpr absl::Duration kPromoteTimeout = absl::Minutes(15);
 
 void SetDeadline(grpc::ClientContext& context, absl::Duration timeout);
+
+// Opens the way to the server and makes one call: CallTraining(environment,
+// &v1::TrainingService::Stub::GetJob, request). Errors as Open and ToStatus.
+template <typename Request, typename Response>
+absl::StatusOr<Response> CallTraining(const Environment& environment,
+                                      grpc::Status (v1::TrainingService::Stub::*method)(
+                                          grpc::ClientContext*, const Request&, Response*),
+                                      const Request& request,
+                                      absl::Duration timeout = kCallTimeout) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection, Connection::Open(environment));
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  Response response;
+  const grpc::Status status = (connection->training().get()->*method)(&context, request, &response);
+  if (!status.ok()) return connection->ToStatus(status);
+  return response;
+}
 
 }  // namespace pyramid
 

@@ -24,8 +24,10 @@ struct Environment {
   std::string server_flag;       // --server; empty: not given
   std::string server_variable;   // PYRAMID_SERVER; empty: not set
 
-  // Null: this build has no LibTorch.
+  // Both null: this build has no LibTorch.
   ClassifierLoader load_classifier;
+  absl::AnyInvocable<absl::StatusOr<std::string>(Classifier& classifier, int pictures) const>
+      make_self_test;
 
   // Empty: neither beside this program nor on PATH.
   std::filesystem::path worker;

@@ -4,17 +4,23 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "client/about_weights.h"
 #include "client/commands.h"
 #include "client/exit_code.h"
 #include "client/format.h"
 #include "client/machine.h"
+#include "client/progress.h"
 #include "model/checkpoint.h"
 #include "model/device.h"
-#include "model/formats/safetensors.h"
-#include "proto/base/file.h"
+#include "model/formats/weight_file.h"
+#include "model/recipe.h"
+#include "model/weights.h"
 #include "proto/base/hash.h"
 #include "proto/base/status.h"
 
@@ -23,6 +29,7 @@ namespace {
 
 struct Options {
   std::string path;
+  WeightOptions weights;
   bool machine = false;
   bool json = false;
 };
@@ -32,18 +39,18 @@ std::string Dump(const nlohmann::json& json) {
 }
 
 struct TensorFacts {
+  std::string group;
   std::string name;
   std::string dtype;
   std::vector<int64_t> shape;
   int64_t elements = 1;
 };
 
-std::vector<TensorFacts> Facts(const SafetensorsView& view) {
+std::vector<TensorFacts> Facts(const WeightFile& file) {
   std::vector<TensorFacts> facts;
-  for (const TensorBytes& tensor : view.tensors) {
-    TensorFacts one{tensor.name, tensor.dtype, tensor.shape};
-    for (const int64_t side : tensor.shape) one.elements *= side;
-    facts.push_back(std::move(one));
+  for (const StoredTensor& tensor : file.tensors) {
+    facts.push_back(
+        {tensor.group, PrintableText(tensor.name), tensor.dtype, tensor.shape, tensor.elements()});
   }
   return facts;
 }
@@ -54,10 +61,28 @@ int64_t Parameters(const std::vector<TensorFacts>& tensors) {
   return parameters;
 }
 
+// Numbers of the network, without what the file holds beside it.
+int64_t ParametersOf(const Weights& weights) {
+  int64_t parameters = 0;
+  for (const WeightParameter& parameter : weights.parameters()) {
+    int64_t elements = 1;
+    for (const int64_t side : parameter.shape) elements *= side;
+    parameters += elements;
+  }
+  return parameters;
+}
+
+// Many errors name the file already.
+absl::Status AboutPath(const absl::Status& status, const std::string& path) {
+  return absl::StrContains(status.message(), path) ? status : Annotate(status, path);
+}
+
 nlohmann::json TensorsJson(const std::vector<TensorFacts>& tensors) {
   nlohmann::json json = nlohmann::json::array();
   for (const TensorFacts& tensor : tensors) {
-    json.push_back({{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}});
+    nlohmann::json one = {{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}};
+    if (!tensor.group.empty()) one["group"] = tensor.group;
+    json.push_back(std::move(one));
   }
   return json;
 }
@@ -66,37 +91,129 @@ std::string TensorsText(const std::vector<TensorFacts>& tensors) {
   Table table({"TENSOR", "DTYPE", "SHAPE", "ELEMENTS"});
   table.Right(3);
   for (const TensorFacts& tensor : tensors) {
-    table.Add({OneLine(tensor.name), tensor.dtype,
+    const std::string group = tensor.group.empty() ? "" : absl::StrCat(tensor.group, ": ");
+    table.Add({OneLine(absl::StrCat(group, tensor.name)), tensor.dtype,
                absl::StrCat("[", absl::StrJoin(tensor.shape, ", "), "]"),
                FormatCount(tensor.elements)});
   }
   return table.Text();
 }
 
+// What can be told of a file of weights, also of one that isn't a PVT v2's.
+struct FileFacts {
+  WeightFile file;
+  int64_t bytes = 0;
+  std::string sha256;
+  absl::Status checksums;
+  absl::StatusOr<std::unique_ptr<Weights>> weights = absl::UnknownError("not read");
+  std::string reason;  // why they are no PVT v2's
+};
+
+absl::StatusOr<FileFacts> ReadFacts(const std::filesystem::path& path,
+                                    const WeightOptions& options) {
+  FileFacts facts;
+  ASSIGN_OR_RETURN(facts.file, OpenWeightFile(path));
+  facts.bytes = facts.file.source->size();
+  facts.weights = OpenWeights(path, options);
+  if (facts.weights.ok()) {
+    facts.sha256 = FactOf(**facts.weights, "sha256");
+  } else {
+    facts.reason = std::string(
+        absl::StripPrefix(facts.weights.status().message(), absl::StrCat(path.string(), ": ")));
+    ASSIGN_OR_RETURN(facts.sha256, Sha256HexOfFile(path));
+  }
+  facts.checksums = VerifyChecksums(facts.file);
+  return facts;
+}
+
+std::string ChecksumText(const FileFacts& facts) {
+  if (!facts.file.has_checksum) return "none in the file";
+  return facts.checksums.ok() ? "CRC-32 verified" : OneLine(facts.checksums.message());
+}
+
+std::string FileText(const std::string& path, const FileFacts& facts,
+                     const std::vector<TensorFacts>& tensors) {
+  Table table;
+  table.Add({"file", path});
+  table.Add({"size", FormatBytes(facts.bytes)});
+  table.Add({"format", WeightFormatName(facts.file.format)});
+  if (facts.weights.ok()) {
+    const v1::Manifest& manifest = (*facts.weights)->manifest();
+    table.Add({"network", DescribeNetwork(manifest.network())});
+    table.Add({"numerics", DescribeNumerics(manifest.network().numerics())});
+    table.Add({"origin", OneLine(manifest.origin())});
+    table.Add({"pictures", DescribePreprocessing(manifest.preprocessing())});
+    table.Add({"labels", manifest.labels().empty() ? "none" : FormatCount(manifest.labels_size())});
+    for (const auto& [name, value] : (*facts.weights)->facts()) {
+      if (name == "format" || name == "sha256") continue;
+      int64_t number = 0;
+      table.Add(
+          {OneLine(name), absl::SimpleAtoi(value, &number) ? FormatCount(number) : OneLine(value)});
+    }
+    table.Add({"digest", OneLine(manifest.digest())});
+  } else {
+    table.Add({"network", OneLine(facts.reason)});
+    table.Add({"tensors", FormatCount(static_cast<int64_t>(tensors.size()))});
+    table.Add({"parameters", FormatCount(Parameters(tensors))});
+  }
+  table.Add({"sha256", facts.sha256});
+  table.Add({"checksum", ChecksumText(facts)});
+  std::string text = table.Text();
+  if (!facts.file.notes.empty()) {
+    Table notes({"NOTE", "VALUE"});
+    for (const auto& [name, value] : facts.file.notes) notes.Add({OneLine(name), OneLine(value)});
+    absl::StrAppend(&text, "\n", notes.Text());
+  }
+  return absl::StrCat(text, "\n", TensorsText(tensors));
+}
+
+nlohmann::json FileJson(const FileFacts& facts, const std::vector<TensorFacts>& tensors) {
+  nlohmann::json notes = nlohmann::json::object();
+  for (const auto& [name, value] : facts.file.notes) notes[name] = value;
+  nlohmann::json json = {
+      {"kind", "weights"},
+      {"format", WeightFormatName(facts.file.format)},
+      {"bytes", facts.bytes},
+      {"sha256", facts.sha256},
+      {"checksum",
+       facts.file.has_checksum ? (facts.checksums.ok() ? "verified" : "wrong") : "none"},
+      {"pvt_v2", facts.weights.ok()},
+      {"parameters", Parameters(tensors)},
+      {"notes", std::move(notes)},
+      {"tensors", TensorsJson(tensors)}};
+  if (!facts.weights.ok()) {
+    json["reason"] = facts.reason;
+    return json;
+  }
+  for (const auto& [name, value] : (*facts.weights)->facts()) json["facts"][name] = value;
+  const v1::Manifest& manifest = (*facts.weights)->manifest();
+  json["parameters"] = ParametersOf(**facts.weights);
+  json["origin"] = manifest.origin();
+  json["digest"] = manifest.digest();
+  json["manifest"] = nlohmann::json::parse(ToJson(manifest), nullptr, false);
+  return json;
+}
+
 int InspectFile(Environment& environment, const Options& options,
                 const std::filesystem::path& path) {
-  const absl::StatusOr<std::string> bytes = ReadFile(path);
-  if (!bytes.ok()) return Fail(environment, bytes.status());
-  const absl::StatusOr<SafetensorsView> view = ParseSafetensors(*bytes);
-  if (!view.ok()) return Fail(environment, Annotate(view.status(), options.path));
-  const std::vector<TensorFacts> tensors = Facts(*view);
-  const std::string digest = Sha256Hex(*bytes);
+  const absl::StatusOr<FileFacts> facts = [&] {
+    const WaitNotice notice(*environment.err, environment.err_is_terminal,
+                            absl::StrCat("reading ", OneLine(options.path)));
+    return ReadFacts(path, options.weights);
+  }();
+  if (!facts.ok()) return Fail(environment, AboutPath(facts.status(), options.path));
+  const std::vector<TensorFacts> tensors = Facts(facts->file);
   if (options.json) {
-    *environment.out << Dump({{"kind", "safetensors"},
-                              {"bytes", bytes->size()},
-                              {"sha256", digest},
-                              {"parameters", Parameters(tensors)},
-                              {"metadata", view->metadata},
-                              {"tensors", TensorsJson(tensors)}});
-    return kDone;
+    *environment.out << Dump(FileJson(*facts, tensors));
+  } else {
+    *environment.out << FileText(OneLine(options.path), *facts, tensors);
   }
-  Table facts;
-  facts.Add({"file", options.path});
-  facts.Add({"size", FormatBytes(static_cast<int64_t>(bytes->size()))});
-  facts.Add({"sha256", digest});
-  facts.Add({"parameters", FormatCount(Parameters(tensors))});
-  for (const auto& [key, value] : view->metadata) facts.Add({OneLine(key), OneLine(value)});
-  *environment.out << facts.Text() << "\n" << TensorsText(tensors);
+  // Another network's file is no failure, a damaged one is, and so is one without what was asked.
+  const absl::Status& network = facts->weights.status();
+  if (absl::IsDataLoss(network) || (options.weights.ema && !network.ok())) {
+    return Fail(environment, network);
+  }
+  if (!facts->checksums.ok()) return Fail(environment, Annotate(facts->checksums, options.path));
   return kDone;
 }
 
@@ -106,25 +223,14 @@ struct FileState {
   absl::Status state;
 };
 
-std::string ScaleText(const v1::Preprocessing& p) {
-  if (p.has_pad()) return absl::StrCat("pad to ", p.pad().to(), " with ", p.pad().fill());
-  return absl::StrCat("resize to ", p.resize().side(), " (", p.resize().kernel(), ", antialias ",
-                      p.resize().antialias(), ")");
-}
-
 std::string ManifestText(const std::string& path, const v1::Manifest& manifest) {
-  const v1::NetworkConfig& network = manifest.network();
-  const v1::Preprocessing& p = manifest.preprocessing();
   const v1::TrainingRecord& training = manifest.training();
   Table facts;
   facts.Add({"checkpoint", path});
-  facts.Add({"network", absl::StrCat(network.variant(), ", ", network.num_classes(), " classes, ",
-                                     network.in_channels(), " channels")});
-  facts.Add({"numerics",
-             absl::StrFormat("padding %s, GELU %s, outer eps %g", network.numerics().pad_style(),
-                             network.numerics().gelu(), network.numerics().eps_outer())});
+  facts.Add({"network", DescribeNetwork(manifest.network())});
+  facts.Add({"numerics", DescribeNumerics(manifest.network().numerics())});
   facts.Add({"origin", OneLine(manifest.origin())});
-  facts.Add({"pictures", absl::StrCat(ScaleText(p), ", crop ", p.crop(), ", EXIF ", p.exif())});
+  facts.Add({"pictures", DescribePreprocessing(manifest.preprocessing())});
   facts.Add({"labels", manifest.labels().empty() ? "none" : FormatCount(manifest.labels_size())});
   facts.Add(
       {"trained",
@@ -154,9 +260,9 @@ int InspectFolder(Environment& environment, const Options& options,
     const absl::StatusOr<std::string> bytes = ReadCheckpointFile(folder, *manifest, file.name());
     absl::Status state = bytes.status();
     if (bytes.ok() && file.name() == kWeightsFile) {
-      const absl::StatusOr<SafetensorsView> view = ParseSafetensors(*bytes);
-      if (view.ok()) tensors = Facts(*view);
-      state = view.status();
+      const absl::StatusOr<WeightFile> weights = OpenWeightFile(folder / file.name());
+      if (weights.ok()) tensors = Facts(*weights);
+      state = weights.status();
     }
     if (damage.ok()) damage = state;
     files.push_back({file.name(), file.bytes(), state});
@@ -236,7 +342,7 @@ int InspectMachine(Environment& environment, const Options& options) {
 int Inspect(Environment& environment, const Options& options) {
   if (options.machine != options.path.empty()) {
     return Fail(environment,
-                UsageError("name a checkpoint's folder or a .safetensors file, or say --machine"));
+                UsageError("name a checkpoint's folder or a file of weights, or say --machine"));
   }
   if (options.machine) return InspectMachine(environment, options);
   const std::filesystem::path path = environment.folder / options.path;
@@ -251,10 +357,14 @@ void AddInspectCommand(CommandLine line) {
   auto options = std::make_shared<Options>();
   CLI::App* command = line.app.add_subcommand(
       "inspect", "Show and verify a checkpoint or a weight file; or show this machine");
-  command->add_option("path", options->path, "A checkpoint's folder, or a .safetensors file")
+  command
+      ->add_option("path", options->path,
+                   "A checkpoint's folder, or a file of weights: safetensors, PyTorch's .pth, "
+                   "MindSpore's .ckpt")
       ->type_name("FOLDER|FILE");
   command->add_flag("--machine", options->machine,
                     "Cores, instruction sets, memory, devices, versions");
+  AddWeightFlags(*command, options->weights);
   command->add_flag("--json", options->json, "Print one JSON object");
   command->callback([line, options] {
     line.action = [line, options] { return Inspect(line.environment, *options); };

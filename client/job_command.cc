@@ -76,16 +76,12 @@ std::string JobText(const v1::Job& job) {
 }
 
 int ShowJob(Environment& environment, const Options& options) {
-  absl::StatusOr<std::unique_ptr<Connection>> connection = Connection::Open(environment);
-  if (!connection.ok()) return Fail(environment, connection.status());
   v1::GetJobRequest request;
   request.set_job_id(options.id);
-  grpc::ClientContext context;
-  SetDeadline(context, kCallTimeout);
-  v1::Job job;
-  const grpc::Status status = (*connection)->training()->GetJob(&context, request, &job);
-  if (!status.ok()) return Fail(environment, (*connection)->ToStatus(status));
-  *environment.out << (options.json ? ToJson(job) + "\n" : JobText(job));
+  const absl::StatusOr<v1::Job> job =
+      CallTraining(environment, &v1::TrainingService::Stub::GetJob, request);
+  if (!job.ok()) return Fail(environment, job.status());
+  *environment.out << (options.json ? ToJson(*job) + "\n" : JobText(*job));
   return kDone;
 }
 

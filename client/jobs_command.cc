@@ -51,19 +51,15 @@ int ListJobs(Environment& environment, const Options& options) {
     if (!state.ok()) return Fail(environment, state.status());
     request.add_states(*state);
   }
-  absl::StatusOr<std::unique_ptr<Connection>> connection = Connection::Open(environment);
-  if (!connection.ok()) return Fail(environment, connection.status());
-  grpc::ClientContext context;
-  SetDeadline(context, kCallTimeout);
-  v1::ListJobsResponse response;
-  const grpc::Status status = (*connection)->training()->ListJobs(&context, request, &response);
-  if (!status.ok()) return Fail(environment, (*connection)->ToStatus(status));
+  const absl::StatusOr<v1::ListJobsResponse> response =
+      CallTraining(environment, &v1::TrainingService::Stub::ListJobs, request);
+  if (!response.ok()) return Fail(environment, response.status());
   if (options.json) {
-    *environment.out << ToJson(response) << "\n";
-  } else if (response.jobs().empty()) {
+    *environment.out << ToJson(*response) << "\n";
+  } else if (response->jobs().empty()) {
     *environment.err << "no jobs\n";
   } else {
-    *environment.out << ListText(response);
+    *environment.out << ListText(*response);
   }
   return kDone;
 }

@@ -37,6 +37,7 @@ int main(int argc, char** argv) try {
   environment.server_variable = Variable("PYRAMID_SERVER");
 #ifdef PYRAMID_WITH_TORCH
   environment.load_classifier = pyramid::LoadClassifier;
+  environment.make_self_test = pyramid::MakeSelfTest;
 #endif
   environment.worker = pyramid::FindWorker(
       std::filesystem::read_symlink("/proc/self/exe", error).parent_path(), Variable("PATH"));

@@ -76,6 +76,7 @@ int RunProgram(const std::vector<std::string>& arguments, Environment& environme
   AddValidateCommand(line);
   AddWorkerCommands(line);
   AddInspectCommand(line);
+  AddConvertCommand(line);
 
   std::vector<std::string> known;
   for (const CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {

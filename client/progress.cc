@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "client/exit_code.h"
 #include "client/format.h"
 
@@ -116,6 +118,25 @@ void ProgressDisplay::Line(absl::string_view text) {
 void ProgressDisplay::Finish() {
   if (terminal_ && !bar_.empty()) out_ << "\n" << std::flush;
   bar_.clear();
+}
+
+WaitNotice::WaitNotice(std::ostream& out, bool terminal, std::string what, absl::Duration every) {
+  if (!terminal) return;
+  thread_ = std::thread([this, &out, what = std::move(what), every] {
+    const absl::Time start = absl::Now();
+    bool shown = false;
+    while (!done_.WaitForNotificationWithTimeout(every)) {
+      const auto seconds = static_cast<int>(absl::ToInt64Seconds(absl::Now() - start));
+      out << absl::StrCat("\r\033[K", what, " ... ", seconds, " s") << std::flush;
+      shown = true;
+    }
+    if (shown) out << "\r\033[K" << std::flush;
+  });
+}
+
+WaitNotice::~WaitNotice() {
+  done_.Notify();
+  if (thread_.joinable()) thread_.join();
 }
 
 }  // namespace pyramid

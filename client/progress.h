@@ -4,8 +4,10 @@
 
 #include <ostream>
 #include <string>
+#include <thread>
 
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "proto/training.pb.h"
 
@@ -49,6 +51,22 @@ class ProgressDisplay {
   bool shown_ = false;
   double last_fraction_ = 0;
   absl::Time last_time_;
+};
+
+// Says on a terminal that something takes its time, "<what> ... 3 s", from the second second on;
+// gone with the object. Says nothing elsewhere.
+class WaitNotice {
+ public:
+  // `out` must outlive it, and belongs to it meanwhile.
+  WaitNotice(std::ostream& out, bool terminal, std::string what,
+             absl::Duration every = absl::Seconds(1));
+  ~WaitNotice();
+  WaitNotice(const WaitNotice&) = delete;
+  WaitNotice& operator=(const WaitNotice&) = delete;
+
+ private:
+  absl::Notification done_;
+  std::thread thread_;
 };
 
 }  // namespace pyramid

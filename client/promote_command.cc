@@ -23,19 +23,14 @@ int Promote(Environment& environment, const Options& options) {
   }
   request.set_model(options.model);
   request.set_dtype(options.dtype);
-  absl::StatusOr<std::unique_ptr<Connection>> connection = Connection::Open(environment);
-  if (!connection.ok()) return Fail(environment, connection.status());
-  grpc::ClientContext context;
-  SetDeadline(context, kPromoteTimeout);
-  v1::PromoteCheckpointResponse response;
-  const grpc::Status status =
-      (*connection)->training()->PromoteCheckpoint(&context, request, &response);
-  if (!status.ok()) return Fail(environment, (*connection)->ToStatus(status));
-  *environment.out << absl::StrCat("model ", OneLine(response.model()), " version ",
-                                   response.version(),
-                                   response.existed() ? " (it was there already)" : "",
-                                   " in service, ", OneLine(response.digest()), "\n");
-  for (const std::string& gate : response.gates()) {
+  const absl::StatusOr<v1::PromoteCheckpointResponse> response = CallTraining(
+      environment, &v1::TrainingService::Stub::PromoteCheckpoint, request, kPromoteTimeout);
+  if (!response.ok()) return Fail(environment, response.status());
+  *environment.out << absl::StrCat("model ", OneLine(response->model()), " version ",
+                                   response->version(),
+                                   response->existed() ? " (it was there already)" : "",
+                                   " in service, ", OneLine(response->digest()), "\n");
+  for (const std::string& gate : response->gates()) {
     *environment.out << absl::StrCat("  ", OneLine(gate), "\n");
   }
   return kDone;

@@ -6,35 +6,25 @@
 namespace pyramid {
 namespace {
 
-struct Options {
-  std::string id;
-};
-
-int Save(Environment& environment, const Options& options) {
-  absl::StatusOr<std::unique_ptr<Connection>> connection = Connection::Open(environment);
-  if (!connection.ok()) return Fail(environment, connection.status());
-  v1::SaveCheckpointRequest request;
-  request.set_job_id(options.id);
-  grpc::ClientContext context;
-  SetDeadline(context, kCallTimeout);
-  v1::Job job;
-  const grpc::Status status = (*connection)->training()->SaveCheckpoint(&context, request, &job);
-  if (!status.ok()) return Fail(environment, (*connection)->ToStatus(status));
-  *environment.out << absl::StrCat("job ", OneLine(job.id()),
+int Save(Environment& environment, const v1::SaveCheckpointRequest& request) {
+  const absl::StatusOr<v1::Job> job =
+      CallTraining(environment, &v1::TrainingService::Stub::SaveCheckpoint, request);
+  if (!job.ok()) return Fail(environment, job.status());
+  *environment.out << absl::StrCat("job ", OneLine(job->id()),
                                    " saves at its next step; it was at step ",
-                                   job.progress().step(), "\n");
+                                   job->progress().step(), "\n");
   return kDone;
 }
 
 }  // namespace
 
 void AddSaveCommand(CommandLine line) {
-  auto options = std::make_shared<Options>();
+  auto request = std::make_shared<v1::SaveCheckpointRequest>();
   CLI::App* command = line.app.add_subcommand("save", "Let a running job write a checkpoint now");
-  command->add_option("id", options->id, "The job")->type_name("ID")->required();
+  command->add_option("id", *request->mutable_job_id(), "The job")->type_name("ID")->required();
   AddServerFlag(*command, line.environment);
-  command->callback([line, options] {
-    line.action = [line, options] { return Save(line.environment, *options); };
+  command->callback([line, request] {
+    line.action = [line, request] { return Save(line.environment, *request); };
   });
 }
 

@@ -330,7 +330,7 @@ int Validate(Environment& environment, Options options) {
   if (options.data.empty()) {
     return Fail(environment,
                 UsageError("DATA is missing: a data folder or a recipe file; or validate here with "
-                           "-c RECIPE --ckpt_path FOLDER"));
+                           "-c RECIPE --ckpt_path FILE|FOLDER"));
   }
   absl::StatusOr<std::unique_ptr<Connection>> connection = Connection::Open(environment);
   if (!connection.ok()) return Fail(environment, connection.status());
@@ -397,7 +397,7 @@ void AddValidateCommand(CommandLine line) {
   command->add_flag("--json", options->json, "Print one JSON object");
   AddServerFlag(*command, line.environment);
   command->footer(
-      "Offline, without a server: pyramid validate -c RECIPE --ckpt_path FOLDER runs "
+      "Offline, without a server: pyramid validate -c RECIPE --ckpt_path FILE|FOLDER runs "
       "pyramid-worker validate.");
   command->callback([line, options] {
     line.action = [line, options] { return Validate(line.environment, *options); };

@@ -403,18 +403,14 @@ absl::Status CheckModel(const Recipe& r) {
   }
   RETURN_IF_ERROR(NotYet(r.drop_rate != 0, "drop_rate", Written(r.drop_rate), "Set it to 0"));
   RETURN_IF_ERROR(InRange("drop_path_rate", r.drop_path_rate, 0.0, 0.99));
-  RETURN_IF_ERROR(
-      NotYet(r.pretrained, "pretrained", "True", "Set ckpt_path to a checkpoint's folder"));
+  if (r.pretrained && !r.ckpt_path.empty())
+    return Bad("pretrained", "is True and ckpt_path is set; use one of them");
   if (r.resume_opt && r.ckpt_path.empty())
     return Bad("resume_opt", "is True but ckpt_path is empty; set ckpt_path");
   RETURN_IF_ERROR(InRange("keep_checkpoint_max", r.keep_checkpoint_max, 1, 10000));
   RETURN_IF_ERROR(InRange("ckpt_save_interval", r.ckpt_save_interval, 1, 100000));
   RETURN_IF_ERROR(OneOf("ckpt_save_policy", r.ckpt_save_policy, {"latest_k", "top_k", "none"}));
   RETURN_IF_ERROR(OneOf("ckpt_format", r.ckpt_format, {"pyramid", "mindspore", "safetensors"}));
-  RETURN_IF_ERROR(
-      NotYet(r.ckpt_format == "mindspore", "ckpt_format", r.ckpt_format, "Use pyramid"));
-  RETURN_IF_ERROR(NotYet(r.ckpt_format == "safetensors", "ckpt_format", r.ckpt_format,
-                         "Use pyramid: its weights.safetensors is a plain safetensors file"));
   RETURN_IF_ERROR(InRange("epoch_size", r.epoch_size, 1, 100000));
   RETURN_IF_ERROR(NotYet(r.ema, "ema", "True", "Set it to False"));
   RETURN_IF_ERROR(InRange("clip_value", r.clip_value, 1e-9, 1e9));
@@ -559,6 +555,26 @@ v1::Numerics NumericsOf(absl::string_view origin) {
   numerics.set_eps_outer(mindcv ? 1e-7 : 1e-5);
   numerics.set_eps_block(1e-6);
   return numerics;
+}
+
+std::string CompatOf(absl::string_view origin, const v1::Numerics& numerics) {
+  if (origin == "mindcv") return "mindcv";
+  const bool ours = origin == "pyramid" || origin.empty();
+  return ours && (numerics.pad_style() == "same" || numerics.gelu() == "tanh") ? "mindcv" : "timm";
+}
+
+std::string DescribeNumerics(const v1::Numerics& numerics) {
+  return absl::StrFormat("padding %s, GELU %s, outer eps %g", numerics.pad_style(), numerics.gelu(),
+                         numerics.eps_outer());
+}
+
+std::string DescribePreprocessing(const v1::Preprocessing& p) {
+  if (p.crop() == 0) return "none";
+  const std::string scale =
+      p.has_pad() ? absl::StrCat("pad to ", p.pad().to(), " with ", p.pad().fill())
+                  : absl::StrCat("resize to ", p.resize().side(), " (", p.resize().kernel(),
+                                 ", antialias ", p.resize().antialias(), ")");
+  return absl::StrCat(scale, ", crop ", p.crop(), ", EXIF ", p.exif());
 }
 
 v1::NetworkConfig NetworkOf(const Recipe& recipe, int num_classes) {

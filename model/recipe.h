@@ -79,14 +79,16 @@ struct Recipe {
   int in_channels = 3;
   double drop_rate = 0.0;
   double drop_path_rate = 0.0;
-  bool pretrained = false;
-  std::string ckpt_path;    // start from these weights
+  bool pretrained = false;  // start from the published weights (FindPretrained)
+  std::string ckpt_path;    // start from these: a file or a checkpoint's folder (OpenWeights)
   bool resume_opt = false;  // with ckpt_path: go on from its optimizer state and step too
   int keep_checkpoint_max = 10;
   std::string ckpt_save_dir = "./ckpt";
   int ckpt_save_interval = 1;                 // epochs
   std::string ckpt_save_policy = "latest_k";  // latest_k | top_k | none
-  std::string ckpt_format = "pyramid";        // pyramid | mindspore | safetensors
+  // pyramid | mindspore | safetensors: beside each checkpoint a file <model>-<epoch>_<steps>.ckpt
+  // in MindCV's names, or .safetensors in the official ones
+  std::string ckpt_format = "pyramid";
   int epoch_size = 90;
   bool dataset_sink_mode = true;  // has no meaning here
   bool ema = false;
@@ -170,6 +172,14 @@ v1::NetworkConfig NetworkOf(const Recipe& recipe, int num_classes);
 // Padding, GELU and epsilons of a code base: "official" and "timm" (and "pyramid", the default) |
 // "mindcv".
 v1::Numerics NumericsOf(absl::string_view origin);
+
+// Which compat a network with this origin and these numerics belongs to.
+std::string CompatOf(absl::string_view origin, const v1::Numerics& numerics);
+
+// For people: "padding torch, GELU erf, outer eps 1e-05"; "resize to 248 (bicubic, antialias
+// pillow), crop 224, EXIF apply", "none".
+std::string DescribeNumerics(const v1::Numerics& numerics);
+std::string DescribePreprocessing(const v1::Preprocessing& preprocessing);
 
 // How pictures are evaluated: pad or resize to image_resize / crop_pct, centre crop. compat decides
 // the resampling.

@@ -14,7 +14,7 @@ constexpr char kUsage[] =
     "pyramid-worker COMMAND …\n"
     "  train     -c RECIPE [--key value …]   one rank of a training job (also when the first "
     "argument is a flag)\n"
-    "  validate  -c RECIPE --ckpt_path DIR   scores a checkpoint, offline\n"
+    "  validate  -c RECIPE --ckpt_path PATH  scores a checkpoint or a file of weights, offline\n"
     "  bench     model|train                 measures speed\n"
     "  data      export|verify               writes a data set's pictures out, finds bad ones\n"
     "Each has --help. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 10 saved and "

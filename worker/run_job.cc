@@ -16,6 +16,8 @@
 #include "absl/strings/str_replace.h"
 #include "absl/time/time.h"
 #include "model/checkpoint.h"
+#include "model/exception_guard.h"
+#include "model/tensors.h"
 #include "proto/base/file.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
@@ -31,6 +33,7 @@
 #include "worker/saver.h"
 #include "worker/schedule.h"
 #include "worker/signals.h"
+#include "worker/start.h"
 #include "worker/trainer.h"
 
 namespace pyramid {
@@ -43,6 +46,21 @@ constexpr double kProgressSeconds = 0.5;  // between measurements handed to the 
 
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Every rank gets rank 0's text.
+absl::StatusOr<std::string> Share(Collective& collective, std::string text) {
+  const absl::Status status = Guard("sharing the start", absl::StatusCode::kInternal, [&] {
+    torch::Tensor size = torch::tensor({static_cast<int64_t>(text.size())}, torch::kLong);
+    collective.Broadcast({size});
+    text.resize(static_cast<size_t>(size.item<int64_t>()));
+    if (!text.empty()) {
+      collective.Broadcast({torch::from_blob(text.data(), {size.item<int64_t>()}, torch::kUInt8)});
+    }
+    return absl::OkStatus();
+  });
+  RETURN_IF_ERROR(ClassifyTorch(status));
+  return text;
 }
 
 class Job {
@@ -59,7 +77,7 @@ class Job {
     ASSIGN_OR_RETURN(data_, OpenJobData(recipe_));
     meter_.emplace(data_.total_steps, data_.steps_per_epoch, recipe_.epoch_size, data_.evaluations);
     RETURN_IF_ERROR(JoinRanks());
-    network_ = NetworkOf(recipe_, data_.classes);
+    RETURN_IF_ERROR(AgreeOnNetwork());
     ASSIGN_OR_RETURN(trainer_, Trainer::Create(recipe_, network_, options_.device, *collective_));
     RETURN_IF_ERROR(Resume());
     Introduce();
@@ -94,6 +112,28 @@ class Job {
     return absl::OkStatus();
   }
 
+  // Whose conventions the network follows is in the weights it starts from: rank 0 looks, the
+  // others hear.
+  absl::Status AgreeOnNetwork() {
+    absl::StatusOr<Start> found =
+        leads() ? FindStart(recipe_, data_.classes, options_.checkpoints) : Start();
+    v1::Manifest agreed;
+    if (leads() && found.ok()) {
+      *agreed.mutable_network() = found->network;
+      agreed.set_origin(found->origin);
+      start_ = *std::move(found);
+    }
+    ASSIGN_OR_RETURN(const std::string shared, Share(*collective_, agreed.SerializeAsString()));
+    RETURN_IF_ERROR(found.status());
+    if (shared.empty() || !agreed.ParseFromString(shared)) {
+      return WithFailure(absl::AbortedError("rank 0 could not read what to start from"),
+                         v1::CONFIG);
+    }
+    network_ = agreed.network();
+    recipe_.compat = CompatOf(agreed.origin(), network_.numerics());
+    return absl::OkStatus();
+  }
+
   // Rank 0 reads; the others get its weights, moments and numbers.
   absl::Status Resume() {
     const absl::Status status = leads() ? ResumeHere() : absl::OkStatus();
@@ -116,10 +156,12 @@ class Job {
     SaverOptions saver{.folder = options_.checkpoints,
                        .recipe = recipe_,
                        .network = network_,
+                       .origin = start_.origin,
                        .labels = data_.labels,
                        .job_id = options_.job_id};
     saver.attempt_epoch = options_.attempt_epoch;
     saver.global_batch = data_.global_batch;
+    saver.steps_per_epoch = data_.steps_per_epoch;
     if (data_.val != nullptr) {
       ASSIGN_OR_RETURN(PreparedPictures first,
                        PrepareFirst(*data_.val, EvalPreprocessingOf(recipe_), kSelfTestPictures));
@@ -135,11 +177,11 @@ class Job {
       Say(absl::StrCat("Resuming from ", CheckpointPath(), ": step ", state_.step, " of ",
                        data_.total_steps, ", ", state_.epochs_done, " of ", recipe_.epoch_size,
                        " epochs done"));
-    } else if (!recipe_.ckpt_path.empty()) {
-      ASSIGN_OR_RETURN(state_, saver_->StartFrom(recipe_.ckpt_path, *trainer_));
-      Say(absl::StrCat("Starting from ", recipe_.ckpt_path,
-                       recipe_.resume_opt ? absl::StrCat(", step ", state_.step) : ""));
+    } else if (StartsFromWeights(recipe_)) {
+      RETURN_IF_ERROR(StartFromWeights());
     }
+    for (const std::string& line : start_.lines) Say(line);
+    start_.weights.reset();
     if (state_.step > data_.total_steps) {
       return absl::FailedPreconditionError(
           absl::StrCat("the checkpoint is at step ", state_.step, " but recipe.epoch_size ",
@@ -151,6 +193,16 @@ class Job {
     Tolerate("writing the recipe",
              WriteFileAtomically(options_.checkpoints / absl::StrCat(recipe_.model, ".yaml"),
                                  RecipeToYaml(recipe_)));
+    return absl::OkStatus();
+  }
+
+  absl::Status StartFromWeights() {
+    if (start_.weights == nullptr) {  // none of the run's own checkpoints could be used
+      ASSIGN_OR_RETURN(start_, OpenStart(recipe_, data_.classes));
+    }
+    if (!recipe_.resume_opt) return LoadWeightsInto(*trainer_->network(), *start_.weights);
+    ASSIGN_OR_RETURN(state_, saver_->GoOnFrom(start_.path, *trainer_));
+    start_.lines.push_back(absl::StrCat("Going on from its step ", state_.step));
     return absl::OkStatus();
   }
 
@@ -372,12 +424,13 @@ class Job {
   }
 
   const JobOptions& options_;
-  const Recipe& recipe_;
+  Recipe recipe_;  // compat is the network's
   const int rank_;
   const int world_;
   Reporter& reporter_;
 
   JobData data_;
+  Start start_;  // rank 0's
   v1::NetworkConfig network_;
   std::unique_ptr<Collective> collective_;
   std::unique_ptr<Trainer> trainer_;

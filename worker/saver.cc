@@ -3,14 +3,17 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <span>
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "model/checkpoint.h"
 #include "model/tensors.h"
+#include "model/weights.h"
 #include "proto/base/file.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
@@ -66,6 +69,35 @@ std::string Describe(const v1::NetworkConfig& network) {
   return absl::StrCat(network.variant(), " with ", network.num_classes(), " classes and ",
                       network.in_channels(), " channels");
 }
+
+// The weights as they stand in a network, to be written in another format.
+class NetworkWeights final : public Weights {
+ public:
+  NetworkWeights(const torch::nn::Module& network, const v1::Manifest& manifest)
+      : manifest_(manifest) {
+    for (const auto& [name, tensor] : StateOf(network)) {
+      parameters_.push_back({name, tensor.sizes().vec()});
+      tensors_.emplace(name, tensor);
+    }
+  }
+
+  const v1::Manifest& manifest() const override { return manifest_; }
+  const std::vector<WeightParameter>& parameters() const override { return parameters_; }
+  const std::vector<std::pair<std::string, std::string>>& facts() const override { return facts_; }
+
+  absl::Status Read(const WeightParameter& parameter, std::span<float> out) const override {
+    const torch::Tensor values =
+        tensors_.at(parameter.name).detach().to(torch::kCPU, torch::kFloat32).contiguous();
+    std::copy_n(values.const_data_ptr<float>(), out.size(), out.begin());
+    return absl::OkStatus();
+  }
+
+ private:
+  const v1::Manifest manifest_;
+  std::vector<WeightParameter> parameters_;
+  std::map<std::string, torch::Tensor> tensors_;
+  const std::vector<std::pair<std::string, std::string>> facts_;
+};
 
 bool SameNetwork(const v1::NetworkConfig& a, const v1::NetworkConfig& b) {
   return a.SerializeAsString() == b.SerializeAsString();
@@ -123,7 +155,7 @@ absl::StatusOr<v1::Checkpoint> Saver::Save(Trainer& trainer, const RunState& sta
 
   v1::Manifest manifest;
   *manifest.mutable_network() = options_.network;
-  manifest.set_origin("pyramid");
+  manifest.set_origin(options_.origin);
   *manifest.mutable_preprocessing() = EvalPreprocessingOf(recipe);
   manifest.mutable_labels()->Assign(options_.labels.begin(), options_.labels.end());
   v1::TrainingRecord& training = *manifest.mutable_training();
@@ -157,6 +189,7 @@ absl::StatusOr<v1::Checkpoint> Saver::Save(Trainer& trainer, const RunState& sta
                        v1::DISK_FULL);
   }
   fs::remove_all(aside, error);
+  RETURN_IF_ERROR(WriteOtherFormat(trainer, *written));
   RemoveOld();
 
   v1::Checkpoint checkpoint;
@@ -173,6 +206,28 @@ absl::StatusOr<v1::Checkpoint> Saver::Save(Trainer& trainer, const RunState& sta
   checkpoint.set_write_seconds(
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   return checkpoint;
+}
+
+fs::path Saver::OtherFormat(int64_t step) const {
+  const Recipe& recipe = options_.recipe;
+  if (recipe.ckpt_format == "pyramid") return {};
+  const int64_t each = options_.steps_per_epoch;
+  const int64_t epoch = step == 0 ? 0 : (step - 1) / each + 1;
+  const int64_t steps = step == 0 ? 0 : (step - 1) % each + 1;  // of that epoch
+  return options_.folder /
+         absl::StrCat(recipe.model, "-", epoch, "_", steps,
+                      recipe.ckpt_format == "mindspore" ? ".ckpt" : ".safetensors");
+}
+
+absl::Status Saver::WriteOtherFormat(Trainer& trainer, const v1::Manifest& manifest) const {
+  const fs::path path = OtherFormat(manifest.training().step());
+  if (path.empty()) return absl::OkStatus();
+  const NetworkWeights weights(*trainer.network(), manifest);
+  const bool mindspore = options_.recipe.ckpt_format == "mindspore";
+  const absl::Status status =
+      WriteWeights(weights, path, mindspore ? OutputFormat::kMindSpore : OutputFormat::kSafetensors,
+                   mindspore ? Naming::kMindCv : Naming::kOfficial);
+  return absl::IsResourceExhausted(status) ? WithFailure(status, v1::DISK_FULL) : status;
 }
 
 // latest_k: the newest; top_k: the best by validation, older first among equals; the newest stays
@@ -206,6 +261,10 @@ void Saver::RemoveOld() {
     std::error_code error;
     fs::rename(path, trash, error);
     if (!error) fs::remove_all(trash, error);
+    int64_t step = 0;
+    if (absl::SimpleAtoi(absl::StripPrefix(path.filename().string(), "step-"), &step)) {
+      if (const fs::path other = OtherFormat(step); !other.empty()) fs::remove(other, error);
+    }
     --remove;
   }
 }
@@ -229,21 +288,16 @@ absl::Status Saver::CheckSameRun(const v1::Manifest& manifest, const fs::path& c
                    "; choose another ckpt_save_dir to start anew"));
 }
 
-absl::StatusOr<RunState> Saver::Load(const fs::path& checkpoint, Trainer& trainer,
-                                     bool with_state) {
+absl::StatusOr<RunState> Saver::Load(const fs::path& checkpoint, Trainer& trainer) {
   ASSIGN_OR_RETURN(const v1::Manifest manifest, ReadManifest(checkpoint));
   ASSIGN_OR_RETURN(const std::string weights,
                    ReadCheckpointFile(checkpoint, manifest, kWeightsFile));
   ASSIGN_OR_RETURN(const NamedTensors tensors, TensorsFromSafetensors(weights));
-  RunState state;
-  NamedTensors run;
-  if (with_state) {
-    ASSIGN_OR_RETURN(const std::string bytes, ReadCheckpointFile(checkpoint, manifest, kStateFile));
-    ASSIGN_OR_RETURN(run, TensorsFromSafetensors(bytes));
-    ASSIGN_OR_RETURN(state, StateFrom(run));
-  }
+  ASSIGN_OR_RETURN(const std::string bytes, ReadCheckpointFile(checkpoint, manifest, kStateFile));
+  ASSIGN_OR_RETURN(const NamedTensors run, TensorsFromSafetensors(bytes));
+  ASSIGN_OR_RETURN(const RunState state, StateFrom(run));
   RETURN_IF_ERROR(LoadState(*trainer.network(), tensors));
-  if (with_state) RETURN_IF_ERROR(trainer.optimizer().LoadState(run, state.step));
+  RETURN_IF_ERROR(trainer.optimizer().LoadState(run, state.step));
   return state;
 }
 
@@ -253,9 +307,16 @@ absl::StatusOr<std::optional<RunState>> Saver::Resume(Trainer& trainer) {
   for (const fs::path& checkpoint : checkpoints) {
     absl::StatusOr<v1::Manifest> manifest = ReadManifest(checkpoint);
     if (manifest.ok()) RETURN_IF_ERROR(CheckSameRun(*manifest, checkpoint));
-    absl::StatusOr<RunState> state =
-        manifest.ok() ? Load(checkpoint, trainer, /*with_state=*/true) : manifest.status();
-    if (state.ok()) return *state;
+    absl::StatusOr<RunState> state = manifest.ok() ? Load(checkpoint, trainer) : manifest.status();
+    if (state.ok()) {
+      // A run that ended between the two writes lacks the second.
+      std::error_code error;
+      if (const fs::path other = OtherFormat(state->step);
+          !other.empty() && !fs::exists(other, error)) {
+        RETURN_IF_ERROR(WriteOtherFormat(trainer, *manifest));
+      }
+      return *state;
+    }
     log::Warning("checkpoint_skipped",
                  {{"path", checkpoint.string()}, {"why", state.status().message()}});
     // Out of the way: the run will write this step again.
@@ -267,21 +328,10 @@ absl::StatusOr<std::optional<RunState>> Saver::Resume(Trainer& trainer) {
   return std::nullopt;
 }
 
-absl::StatusOr<RunState> Saver::StartFrom(const fs::path& checkpoint, Trainer& trainer) {
+absl::StatusOr<RunState> Saver::GoOnFrom(const fs::path& checkpoint, Trainer& trainer) {
   ASSIGN_OR_RETURN(const v1::Manifest manifest, ReadManifest(checkpoint));
-  if (manifest.network().num_classes() != options_.network.num_classes()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "recipe.ckpt_path ", checkpoint.string(), " has ", manifest.network().num_classes(),
-        " classes, this job ", options_.network.num_classes()));
-  }
-  if (manifest.network().variant() != options_.network.variant() ||
-      manifest.network().in_channels() != options_.network.in_channels()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "recipe.ckpt_path ", checkpoint.string(), " is a ", Describe(manifest.network()),
-        ", this job trains a ", Describe(options_.network)));
-  }
-  if (options_.recipe.resume_opt) RETURN_IF_ERROR(CheckSameRun(manifest, checkpoint));
-  return Load(checkpoint, trainer, options_.recipe.resume_opt);
+  RETURN_IF_ERROR(CheckSameRun(manifest, checkpoint));
+  return Load(checkpoint, trainer);
 }
 
 }  // namespace pyramid

@@ -40,10 +40,12 @@ struct SaverOptions {
   std::filesystem::path folder;  // of checkpoints
   Recipe recipe;
   v1::NetworkConfig network;
+  std::string origin = "pyramid";  // whose weights the run started from
   std::vector<std::string> labels;
   std::string job_id;
   int64_t attempt_epoch = 0;
   int64_t global_batch = 0;
+  int64_t steps_per_epoch = 1;
   std::vector<float> self_test_pixels;  // the first validation pictures, preprocessed
   int self_test_count = 0;
 };
@@ -53,8 +55,9 @@ class Saver {
  public:
   explicit Saver(SaverOptions options) : options_(std::move(options)) {}
 
-  // Writes the trainer and `state` as "step-…", then removes what the policy doesn't keep. A
-  // checkpoint of the same step is replaced. `validation`: measured on these weights.
+  // Writes the trainer and `state` as "step-…", with recipe.ckpt_format another format beside it,
+  // then removes what the policy doesn't keep. A checkpoint of the same step is replaced.
+  // `validation`: measured on these weights.
   //   ResourceExhausted  disk full (class DISK_FULL), with the bytes needed and free; older
   //   checkpoints stay
   absl::StatusOr<v1::Checkpoint> Save(Trainer& trainer, const RunState& state,
@@ -65,14 +68,16 @@ class Saver {
   //   FailedPrecondition  made by another network, global batch or seed: says which
   absl::StatusOr<std::optional<RunState>> Resume(Trainer& trainer);
 
-  // Loads the weights of recipe.ckpt_path, with resume_opt the optimizer's state too.
+  // resume_opt: loads another run's checkpoint, the optimizer's state too.
   //   NotFound, DataLoss  as ReadManifest
-  //   InvalidArgument     another network or class count
-  absl::StatusOr<RunState> StartFrom(const std::filesystem::path& checkpoint, Trainer& trainer);
+  //   FailedPrecondition  as Resume
+  absl::StatusOr<RunState> GoOnFrom(const std::filesystem::path& checkpoint, Trainer& trainer);
 
  private:
-  absl::StatusOr<RunState> Load(const std::filesystem::path& checkpoint, Trainer& trainer,
-                                bool with_state);
+  absl::StatusOr<RunState> Load(const std::filesystem::path& checkpoint, Trainer& trainer);
+  // "<model>-<epoch>_<steps>.ckpt", as MindCV names it; empty: ckpt_format is pyramid.
+  std::filesystem::path OtherFormat(int64_t step) const;
+  absl::Status WriteOtherFormat(Trainer& trainer, const v1::Manifest& manifest) const;
   absl::Status CheckSameRun(const v1::Manifest& manifest,
                             const std::filesystem::path& checkpoint) const;
   void RemoveOld();

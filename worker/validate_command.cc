@@ -1,5 +1,6 @@
 // pyramid-worker validate: scores a checkpoint on a recipe's validation split, offline.
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -7,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "model/classifier.h"
+#include "model/weights.h"
 #include "proto/base/status.h"
 #include "worker/commands.h"
 #include "worker/evaluate.h"
@@ -20,37 +22,56 @@ struct ValidateFlags {
   std::string device;
   std::string dtype = "fp32";
   int threads = 0;
+  WeightOptions weights;
+  std::string pixels = "weights";
   bool json = false;
 };
 
 absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
-  if (recipe.ckpt_path.empty())
-    return absl::InvalidArgumentError("--ckpt_path is missing; use the folder of a checkpoint");
+  std::filesystem::path path = recipe.ckpt_path;
+  if (recipe.pretrained) {
+    ASSIGN_OR_RETURN(path, FindPretrained(recipe.model, recipe.compat));
+  } else if (path.empty()) {
+    return absl::InvalidArgumentError(
+        "--ckpt_path is missing; use the folder of a checkpoint or a file of weights");
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<Dataset> data,
                    OpenDataset(recipe.dataset, recipe.data_dir, recipe.val_split));
   ClassifierOptions options{.device = flags.device.empty() ? recipe.device : flags.device,
                             .dtype = flags.dtype};
+  options.weights = flags.weights;
   options.threads = flags.threads > 0 ? flags.threads : ComputeThreads(1);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Classifier> classifier,
-                   LoadClassifier(recipe.ckpt_path, options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Classifier> classifier, LoadClassifier(path, options));
   const v1::Manifest& manifest = classifier->manifest();
+  const bool by_recipe = flags.pixels == "recipe";
+  const v1::Preprocessing pixels =
+      by_recipe ? EvalPreprocessingOf(recipe) : manifest.preprocessing();
+  if (pixels.channels() != manifest.network().in_channels()) {
+    return absl::InvalidArgumentError(absl::StrCat("recipe.in_channels is ", pixels.channels(),
+                                                   ", the weights take ",
+                                                   manifest.network().in_channels()));
+  }
   const int classes = manifest.network().num_classes();
   RETURN_IF_ERROR(CheckLabels(*data, classes));
 
   BadPictures bad(data->size());
   const std::unique_ptr<Loader> loader = MakeEvalLoader(*data,
-                                                        {.preprocessing = manifest.preprocessing(),
+                                                        {.preprocessing = pixels,
                                                          .batch = recipe.batch_size,
                                                          .end = data->size(),
                                                          .threads = LoaderThreads(recipe, 1)},
                                                         bad);
-  std::fprintf(stderr, "Model: %s\nNum batches: %ld\nStart validating...\n",
-               manifest.network().variant().c_str(),
+  std::fprintf(stderr, "Model: %s, origin %s, %s\nPictures: %s, as %s says\n",
+               manifest.network().variant().c_str(), manifest.origin().c_str(),
+               DescribeNumerics(manifest.network().numerics()).c_str(),
+               DescribePreprocessing(pixels).c_str(),
+               by_recipe ? "the recipe" : "what comes with the weights");
+  std::fprintf(stderr, "Num batches: %ld\nStart validating...\n",
                static_cast<long>((data->size() + recipe.batch_size - 1) / recipe.batch_size));
   const absl::Time begin = absl::Now();
   ASSIGN_OR_RETURN(const EvalCounts counts,
                    Evaluate(
-                       *loader, manifest.preprocessing().crop(), recipe.label_smoothing,
+                       *loader, pixels.crop(), recipe.label_smoothing,
                        [&](std::span<const float> pixels, int count, int side) {
                          return classifier->Forward(pixels, count, side, side);
                        },
@@ -80,13 +101,22 @@ absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
 
 int ValidateCommand(const Arguments& arguments) {
   CLI::App app(
-      "Scores a checkpoint on a recipe's validation split. The pictures are prepared as the "
-      "checkpoint's manifest says.",
+      "Scores a checkpoint, or a file of weights (safetensors, PyTorch's .pth, MindSpore's .ckpt), "
+      "on a recipe's validation split.",
       "pyramid-worker validate");
-  RecipeFlags recipe_flags(app, {"device", "ckpt_path"});
+  RecipeFlags recipe_flags(app, {"device", "ckpt_path", "ema"});
   ValidateFlags flags;
   std::string checkpoint;
-  app.add_option("--ckpt_path,--ckpt-path,--ckpt", checkpoint, "Folder of the checkpoint");
+  app.add_option("--ckpt_path,--ckpt-path,--ckpt", checkpoint,
+                 "A checkpoint's folder, or a file of weights");
+  app.add_option("--origin", flags.weights.origin,
+                 "Whose weights they are; default: by the names in the file")
+      ->check(CLI::IsMember({"official", "timm", "mindcv", "pyramid"}));
+  app.add_flag("--ema", flags.weights.ema, "Take the averaged weights");
+  app.add_option("--pixels", flags.pixels,
+                 "How pictures are prepared: as what comes with the weights says (default), or the "
+                 "recipe")
+      ->check(CLI::IsMember({"weights", "recipe"}));
   app.add_option("--device", flags.device, "cpu, cuda:N or npu:N; default: the recipe's");
   app.add_option("--dtype", flags.dtype, "fp32 or bf16");
   app.add_option("--threads", flags.threads, "Inside an operation")->check(CLI::Range(1, 1024));

@@ -322,6 +322,16 @@ TEST_F(OfflineClassifyTest, DeviceAndDtypeReachTheClassifier) {
   EXPECT_EQ(options_.dtype, "bf16");
 }
 
+TEST_F(OfflineClassifyTest, WhoseWeightsTheyAreReachesTheClassifier) {
+  Write("batch.npy", NpyFile(1, 1, 32, 32));
+  EXPECT_EQ(
+      Pyramid({"classify", "--ckpt", "ckpt", "batch.npy", "--origin", "mindcv", "--ema"}).code, 0);
+  EXPECT_EQ(options_.weights.origin, "mindcv");
+  EXPECT_TRUE(options_.weights.ema);
+  EXPECT_EQ(Pyramid({"classify", "--ckpt", "ckpt", "batch.npy", "--origin", "keras"}).code, 2);
+  EXPECT_EQ(Pyramid({"classify", "batch.npy", "--origin", "mindcv"}).code, 2);
+}
+
 TEST_F(OfflineClassifyTest, TensorsThatDoNotFitAreErrors) {
   Write("rgb.npy", NpyFile(1, 3, 32, 32));
   const CommandResult channels = Pyramid({"classify", "--ckpt", "ckpt", "rgb.npy"});

@@ -7,6 +7,7 @@
 #include "model/formats/safetensors.h"
 #include "tests/client/client_fixture.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/weight_file.h"
 
 namespace pyramid {
 namespace {
@@ -87,16 +88,105 @@ TEST_F(InspectCommandTest, MissingFileOfACheckpointIsDamage) {
   EXPECT_NE(Pyramid({"inspect", "ckpt"}).code, 0);
 }
 
-TEST_F(InspectCommandTest, ShowsAWeightFile) {
+TEST_F(InspectCommandTest, ShowsWhatAFileOfWeightsIs) {
+  ASSERT_OK(testing::WriteFormulaFile(folder_ / "timm.safetensors", {.naming = Naming::kTimm}));
+  const CommandResult result = Pyramid({"inspect", "timm.safetensors"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("format      safetensors\n"),
+                    HasSubstr("network     pvt_v2_b0, 10 classes, 3 channels\n"),
+                    HasSubstr("numerics    padding torch, GELU erf, outer eps 1e-05\n"),
+                    HasSubstr("origin      timm\n"), HasSubstr("naming      timm\n"),
+                    HasSubstr("resize to 248"), HasSubstr("parameters  3,412,330\n"),
+                    HasSubstr("dtype       F32\n"), HasSubstr("checksum    none in the file\n")));
+  const nlohmann::json json =
+      nlohmann::json::parse(Pyramid({"inspect", "timm.safetensors", "--json"}).out);
+  EXPECT_EQ(json.at("kind"), "weights");
+  EXPECT_EQ(json.at("pvt_v2"), true);
+  EXPECT_EQ(json.at("format"), "safetensors");
+  EXPECT_EQ(json.at("facts").at("naming"), "timm");
+  EXPECT_EQ(json.at("parameters"), 3'412'330);
+  EXPECT_EQ(json.at("manifest").at("network").at("num_classes"), 10);
+  EXPECT_THAT(json.at("digest").get<std::string>(), HasSubstr("sha256:"));
+  const nlohmann::json mindcv = nlohmann::json::parse(
+      Pyramid({"inspect", "timm.safetensors", "--origin", "mindcv", "--json"}).out);
+  EXPECT_EQ(mindcv.at("origin"), "mindcv");
+  EXPECT_NE(mindcv.at("digest"), json.at("digest"));
+}
+
+TEST_F(InspectCommandTest, AnotherNetworksFileShowsItsTensorsAndWhy) {
   const CommandResult result = Pyramid({"inspect", "weights.safetensors"});
   EXPECT_EQ(result.code, 0) << result.err;
-  EXPECT_THAT(result.out, AllOf(HasSubstr("parameters  8\n"), HasSubstr("format      pt\n"),
-                                HasSubstr("head.bias    F32    [2]            2")));
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("not a PVT v2"), HasSubstr("parameters  8\n"),
+                    HasSubstr("format  pt\n"), HasSubstr("head.bias    F32    [2]            2")));
   const nlohmann::json json =
       nlohmann::json::parse(Pyramid({"inspect", "weights.safetensors", "--json"}).out);
-  EXPECT_EQ(json.at("kind"), "safetensors");
-  EXPECT_EQ(json.at("parameters"), 8);
+  EXPECT_EQ(json.at("pvt_v2"), false);
+  EXPECT_THAT(json.at("reason").get<std::string>(), HasSubstr("not a PVT v2"));
+  EXPECT_EQ(json.at("notes").at("format"), "pt");
   EXPECT_EQ(json.at("tensors").at(1).at("shape"), nlohmann::json({2}));
+  EXPECT_EQ(Pyramid({"inspect", "weights.safetensors", "--ema"}).code, 1);
+}
+
+TEST_F(InspectCommandTest, AFileThatIsNotWhatItsNameSaysIsDamaged) {
+  ASSERT_OK(testing::WriteFormulaFile(folder_ / "pvt_v2_b0-01234567.safetensors"));
+  const CommandResult result = Pyramid({"inspect", "pvt_v2_b0-01234567.safetensors"});
+  EXPECT_EQ(result.code, 1);
+  EXPECT_THAT(result.err, HasSubstr("begins with 01234567"));
+  EXPECT_THAT(result.out, HasSubstr("patch_embed1.proj.weight"));
+}
+
+// What PyTorch and MindSpore themselves wrote; tests/golden/README.md.
+TEST_F(InspectCommandTest, ReadsTheFilesOfOtherPrograms) {
+  struct Case {
+    const char* name;
+    int code;
+    const char* format;    // where it is read
+    const char* checksum;  // "verified", "none"
+    const char* why;       // where it isn't
+  };
+  const Case cases[] = {
+      {"small.safetensors", 0, "safetensors", "none", ""},
+      {"mindspore_small.safetensors", 0, "safetensors", "none", ""},
+      {"torch_small.pth", 0, "PyTorch zip", "verified", ""},
+      {"torch_small_strided_shared.pth", 0, "PyTorch zip", "verified", ""},
+      {"torch_small_official_train.pth", 0, "PyTorch zip", "verified", ""},
+      {"torch_small_timm_train.pth.tar", 0, "PyTorch zip", "verified", ""},
+      {"torch_small_legacy.pth", 0, "PyTorch legacy pickle", "none", ""},
+      {"mindspore_small.ckpt", 0, "MindSpore ckpt", "none", ""},
+      {"mindspore_small_crc.ckpt", 0, "MindSpore ckpt", "verified", ""},
+      {"mindspore_traincell.ckpt", 0, "MindSpore ckpt", "none", ""},
+      {"mindspore_bf16.ckpt", 0, "MindSpore ckpt", "none", ""},
+      {"mindspore_small_aes.ckpt", 1, "", "", "encrypted"},
+      {"torch_malicious.pth", 1, "", "", "system"},
+  };
+  for (const Case& c : cases) {
+    const CommandResult result = Pyramid(
+        {"inspect", std::string(PYRAMID_SOURCE_DIR) + "/tests/golden/files/" + c.name, "--json"});
+    EXPECT_EQ(result.code, c.code) << c.name << ": " << result.err;
+    EXPECT_THAT(result.err, HasSubstr(c.why)) << c.name;
+    if (c.code != 0) continue;
+    const nlohmann::json json = nlohmann::json::parse(result.out);
+    EXPECT_EQ(json.at("format"), c.format) << c.name;
+    EXPECT_EQ(json.at("checksum"), c.checksum) << c.name;
+    EXPECT_GT(json.at("tensors").size(), 0u) << c.name;
+  }
+}
+
+TEST_F(InspectCommandTest, AFlippedBitInAZipIsDamage) {
+  std::string bytes =
+      *ReadFile(std::string(PYRAMID_SOURCE_DIR) + "/tests/golden/files/torch_small.pth");
+  const size_t data = bytes.find("/data/0");
+  ASSERT_NE(data, std::string::npos);
+  // Values begin at the next multiple of 64.
+  const size_t values = (data + 8 + 63) / 64 * 64;
+  bytes[values] = static_cast<char>(bytes[values] ^ 1);
+  Write("flipped.pth", bytes);
+  const CommandResult result = Pyramid({"inspect", "flipped.pth", "--json"});
+  EXPECT_EQ(result.code, 1);
+  EXPECT_EQ(nlohmann::json::parse(result.out).at("checksum"), "wrong");
+  EXPECT_THAT(result.err, AllOf(HasSubstr("flipped.pth"), HasSubstr("CRC-32")));
 }
 
 TEST_F(InspectCommandTest, OtherFilesAreErrors) {

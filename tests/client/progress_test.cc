@@ -6,6 +6,7 @@
 #include <cmath>
 #include <sstream>
 
+#include "absl/time/clock.h"
 #include "tests/client/fake_server.h"
 
 namespace pyramid {
@@ -93,6 +94,26 @@ TEST(ProgressDisplayTest, TerminalRewritesItsLastLine) {
     display.Update("two", "", 0.5, false, start + absl::Milliseconds(150));
   }
   EXPECT_EQ(out.str(), "\r\033[Kone\r\033[Kstays\none\r\033[Ktwo\n");
+}
+
+TEST(WaitNoticeTest, CountsOnATerminalAndLeavesNothing) {
+  std::ostringstream out;
+  {
+    const WaitNotice notice(out, /*terminal=*/true, "reading b5.pth", absl::Milliseconds(5));
+    absl::SleepFor(absl::Milliseconds(200));
+  }
+  EXPECT_THAT(out.str(), StartsWith("\r\033[Kreading b5.pth ... 0 s"));
+  EXPECT_THAT(out.str(), ::testing::EndsWith("\r\033[K"));
+}
+
+TEST(WaitNoticeTest, SaysNothingOfShortWaitsAndOffATerminal) {
+  std::ostringstream out;
+  { const WaitNotice notice(out, /*terminal=*/true, "reading"); }
+  {
+    const WaitNotice notice(out, /*terminal=*/false, "reading", absl::Milliseconds(1));
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  EXPECT_EQ(out.str(), "");
 }
 
 }  // namespace

@@ -221,14 +221,11 @@ TEST(RecipeTest, EveryRuleHasItsMessage) {
       {"in_channels=2", "recipe.in_channels is 2; pictures have 1 or 3"},
       {"drop_rate=0.1", "not supported yet: drop_rate"},
       {"drop_path_rate=1", "recipe.drop_path_rate is 1; use 0..0.99"},
-      {"pretrained=True", "not supported yet: pretrained"},
       {"resume_opt=True", "recipe.resume_opt is True but ckpt_path is empty; set ckpt_path"},
       {"keep_checkpoint_max=0", "recipe.keep_checkpoint_max is 0"},
       {"ckpt_save_interval=0", "recipe.ckpt_save_interval is 0"},
       {"ckpt_save_policy=best", "recipe.ckpt_save_policy is \"best\"; use latest_k, top_k, none"},
       {"ckpt_format=onnx", "recipe.ckpt_format is \"onnx\"; use pyramid, mindspore, safetensors"},
-      {"ckpt_format=mindspore", "not supported yet: ckpt_format. Use pyramid"},
-      {"ckpt_format=safetensors", "its weights.safetensors is a plain safetensors file"},
       {"epoch_size=0", "recipe.epoch_size is 0; use 1..100000"},
       {"ema=True", "not supported yet: ema"},
       {"clip_value=0", "recipe.clip_value is 0"},
@@ -396,6 +393,36 @@ TEST(RecipeTest, TheQuickstartsRecipeParsesWithoutAWarning) {
   EXPECT_EQ(p.crop(), 32);
   EXPECT_NEAR(p.mean(0), 0.2860, 1e-4);
   EXPECT_NEAR(p.std(0), 0.3530, 1e-4);
+}
+
+TEST(RecipeTest, PretrainedAndAPathExcludeEachOther) {
+  const std::vector<std::string> both = {"pretrained=True", "ckpt_path=a.ckpt"};
+  EXPECT_THAT(ParseRecipe("", both),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("recipe.pretrained is True and ckpt_path")));
+  const std::vector<std::string> one = {"pretrained=True", "ckpt_format=mindspore"};
+  ASSERT_OK_AND_ASSIGN(const ParsedRecipe parsed, ParseRecipe("", one));
+  EXPECT_TRUE(parsed.recipe.pretrained);
+  EXPECT_EQ(parsed.recipe.ckpt_format, "mindspore");
+}
+
+TEST(RecipeTest, OriginAndNumericsNameTheirCompat) {
+  EXPECT_EQ(CompatOf("mindcv", NumericsOf("timm")), "mindcv");
+  EXPECT_EQ(CompatOf("official", NumericsOf("official")), "timm");
+  EXPECT_EQ(CompatOf("timm", NumericsOf("mindcv")), "timm");
+  EXPECT_EQ(CompatOf("pyramid", NumericsOf("mindcv")), "mindcv");
+  EXPECT_EQ(CompatOf("pyramid", NumericsOf("timm")), "timm");
+}
+
+TEST(RecipeTest, NumericsAndPixelsHaveWords) {
+  EXPECT_EQ(DescribeNumerics(NumericsOf("mindcv")), "padding same, GELU tanh, outer eps 1e-07");
+  EXPECT_EQ(DescribePreprocessing({}), "none");
+  Recipe recipe;
+  EXPECT_EQ(DescribePreprocessing(EvalPreprocessingOf(recipe)),
+            "resize to 256 (bilinear, antialias pillow), crop 224, EXIF apply");
+  recipe.image_pad = 240;
+  EXPECT_EQ(DescribePreprocessing(EvalPreprocessingOf(recipe)),
+            "pad to 240 with 0, crop 224, EXIF apply");
 }
 
 TEST(RecipeTest, CompatDecidesNumericsAndResampling) {

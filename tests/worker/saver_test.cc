@@ -7,6 +7,8 @@
 #include <fstream>
 
 #include "model/checkpoint.h"
+#include "model/tensors.h"
+#include "model/weights.h"
 #include "tests/worker/trainer_fixture.h"
 
 namespace pyramid {
@@ -195,29 +197,73 @@ TEST_F(SaverTest, TopKeepsTheBestAndAlwaysTheNewest) {
   EXPECT_THAT(Names(), ElementsAre("step-00000002", "step-00000004"));
 }
 
-TEST_F(SaverTest, StartsFromOtherWeights) {
+TEST_F(SaverTest, GoesOnFromAnotherRunsCheckpoint) {
   const Recipe recipe = SmallRecipe();
   const auto trainer = MakeTrainer(recipe);
   Train(*trainer, recipe, 0, 1);
   ASSERT_OK_AND_ASSIGN(const v1::Checkpoint checkpoint,
                        Saver(Options(recipe)).Save(*trainer, At(1), std::nullopt));
   const auto fresh = MakeTrainer(recipe);
-  ASSERT_OK_AND_ASSIGN(const RunState state,
-                       Saver(Options(recipe)).StartFrom(checkpoint.path(), *fresh));
-  EXPECT_EQ(state.step, 0);
+  EXPECT_EQ(Saver(Options(recipe)).GoOnFrom(checkpoint.path(), *fresh)->step, 1);
   EXPECT_TRUE(SameWeights(*trainer, *fresh));
-
-  Recipe resumed = recipe;
-  resumed.resume_opt = true;
-  EXPECT_EQ(Saver(Options(resumed)).StartFrom(checkpoint.path(), *fresh)->step, 1);
 
   SaverOptions other = Options(recipe);
   other.network = NetworkOf(recipe, 5);
-  EXPECT_THAT(Saver(other).StartFrom(checkpoint.path(), *fresh),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       AllOf(HasSubstr("10 classes"), HasSubstr("this job 5"))));
-  EXPECT_THAT(Saver(Options(recipe)).StartFrom(folder_ / "nowhere", *fresh),
+  EXPECT_THAT(Saver(other).GoOnFrom(checkpoint.path(), *fresh),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("10 classes"), HasSubstr("5 classes"))));
+  EXPECT_THAT(Saver(Options(recipe)).GoOnFrom(folder_ / "nowhere", *fresh),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("nowhere")));
+}
+
+TEST_F(SaverTest, CheckpointsKeepTheOrigin) {
+  const Recipe recipe = SmallRecipe();
+  SaverOptions options = Options(recipe);
+  options.origin = "mindcv";
+  ASSERT_OK_AND_ASSIGN(const v1::Checkpoint checkpoint,
+                       Saver(options).Save(*MakeTrainer(recipe), At(1), std::nullopt));
+  EXPECT_EQ(ReadManifest(checkpoint.path())->origin(), "mindcv");
+}
+
+// As MindCV names its files: <model>-<epoch>_<steps of the epoch>.ckpt.
+TEST_F(SaverTest, AnotherFormatLiesBesideEachCheckpoint) {
+  Recipe recipe = SmallRecipe();
+  recipe.ckpt_format = "mindspore";
+  recipe.keep_checkpoint_max = 2;
+  recipe.compat = "mindcv";
+  SaverOptions options = Options(recipe);
+  options.steps_per_epoch = 4;
+  const auto trainer = MakeTrainer(recipe);
+  Saver saver(options);
+  for (const int step : {3, 4, 5}) ASSERT_OK(saver.Save(*trainer, At(step), std::nullopt));
+  const fs::path folder = folder_ / "checkpoints";
+  EXPECT_FALSE(fs::exists(folder / "pvt_v2_b0-1_3.ckpt")) << "its checkpoint was removed";
+  EXPECT_TRUE(fs::exists(folder / "pvt_v2_b0-1_4.ckpt"));
+  const fs::path newest = folder / "pvt_v2_b0-2_1.ckpt";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Weights> weights, OpenWeights(newest));
+  EXPECT_EQ(weights->manifest().network().numerics().gelu(), "tanh");
+  EXPECT_EQ(weights->manifest().origin(), "pyramid");
+  EXPECT_EQ(weights->manifest().preprocessing().pad().to(), 32);
+  recipe.seed = 7;  // other weights at first
+  const auto loaded = MakeTrainer(recipe);
+  EXPECT_FALSE(SameWeights(*trainer, *loaded));
+  ASSERT_OK(LoadWeightsInto(*loaded->network(), *weights));
+  EXPECT_TRUE(SameWeights(*trainer, *loaded));
+
+  // A run that died before it wrote the file writes it when it goes on.
+  fs::remove(newest);
+  ASSERT_OK(saver.Resume(*trainer));
+  EXPECT_TRUE(fs::exists(newest));
+}
+
+TEST_F(SaverTest, ASafetensorsFileHasTheOfficialNames) {
+  Recipe recipe = SmallRecipe();
+  recipe.ckpt_format = "safetensors";
+  ASSERT_OK(Saver(Options(recipe)).Save(*MakeTrainer(recipe), At(1), std::nullopt));
+  ASSERT_OK_AND_ASSIGN(const WeightFile file,
+                       OpenWeightFile(folder_ / "checkpoints/pvt_v2_b0-1_1.safetensors"));
+  EXPECT_EQ(file.format, WeightFormat::kSafetensors);
+  EXPECT_EQ(file.tensors.front().name, "patch_embed1.proj.weight");
 }
 
 }  // namespace
