@@ -1,0 +1,424 @@
+// Linear layers of bf16 on AMX tiles: 32 x 32 outputs are four tiles of f32 sums.
+//
+// A block of K = 32 costs 64 cycles of multiplying, 64 of storing its tiles and about 90 of turning
+// them into outputs, and the processor does them one after the other unless the program interleaves
+// them. So tiles go to a scratch array, and what is in the scratch is turned into outputs
+// ("finished") while the next block multiplies:
+//   small K   16 x 32 halves alternate between two pairs of tiles: one multiplies while the other
+//             is stored and finished (1.2-1.5x at K = 32)
+//   else      four rows of the last block are finished after each step of K (1.05-1.15x)
+// Where K is large neither rows nor weights stay in the first-level cache: kDeepRows rows share a
+// slice of the weights that does, sums waiting in f32 meanwhile.
+// Tried and lost: prefetching the weights (the path from the second-level cache is full), copying
+// the rows to tiles of their own, integer rounding.
+//
+// An output is the same sum in the same order wherever its row stands. The last rows, if less than
+// a tile, are a tile that begins earlier: what it has again is not written again.
+#include "model/kernels/amx_internal.h"
+
+namespace pyramid::kernels::amx {
+namespace {
+
+constexpr int64_t kTile = 16;               // rows of a tile, and f32 columns
+constexpr int64_t kBlock = 32;              // rows and columns of a block, and K of one step
+constexpr int64_t kTileElements = 16 * 32;  // bf16 of a tile
+constexpr int64_t kStepElements = 2 * kTileElements;
+constexpr int kFinishedAStep = 4;          // rows
+constexpr int64_t kShallowSteps = 2;       // up to here halves alternate
+constexpr int64_t kDeepSteps = 8;          // steps of a slice: 16 KiB of weights
+constexpr int64_t kDeepRows = 128;         // rows that share it
+constexpr int64_t kNearWeights = 1 << 20;  // bytes that stay in the second-level cache
+constexpr int64_t kFarBlocks = 16;         // blocks that pass over a panel of weights that don't
+
+inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Packed: panels of 32 outputs, [step of K][two tiles], a tile [k / 2][16 outputs][2].
+inline int64_t Steps(int k) { return (int64_t{k} + kBlock - 1) / kBlock; }
+inline int64_t Panels(int n) { return (int64_t{n} + kBlock - 1) / kBlock; }
+
+// Tiles 0 to 3: sums, 4 and 5: rows, 6 and 7: weights.
+constexpr TileConfig Config(uint8_t rows) {
+  TileConfig config = {};
+  config.palette = 1;
+  for (int t = 0; t < 8; ++t) {
+    config.row_bytes[t] = 64;
+    config.rows[t] = t < 6 ? rows : 16;
+  }
+  return config;
+}
+struct Configs {
+  TileConfig of[kTile + 1];  // by rows
+};
+constexpr Configs AllConfigs() {
+  Configs all = {};
+  for (int rows = 1; rows <= kTile; ++rows) all.of[rows] = Config(static_cast<uint8_t>(rows));
+  return all;
+}
+constexpr Configs kConfigs = AllConfigs();
+
+enum class Kind { kBf16, kFp16, kFloat };
+
+// How outputs are made of sums.
+template <Kind kKind, bool kRelu, bool kResidual>
+struct Finish {
+  static constexpr int64_t kBytes = kKind == Kind::kFloat ? 4 : 2;
+  static constexpr bool kReads = kResidual;
+
+  // One row of 32 sums; only the columns of `mask` are read and written if not kFull.
+  template <bool kFull>
+  static void Row(const float* sums, const uint16_t* residual, char* out, __mmask32 mask) {
+    const __mmask16 low = static_cast<__mmask16>(mask), high = static_cast<__mmask16>(mask >> 16);
+    __m512 a = _mm512_load_ps(sums), b = _mm512_load_ps(sums + kTile);
+    if constexpr (kRelu) {
+      a = _mm512_max_ps(_mm512_setzero_ps(), a);
+      b = _mm512_max_ps(_mm512_setzero_ps(), b);
+    }
+    if constexpr (kResidual) {
+      const __m512i x =
+          kFull ? _mm512_loadu_si512(residual) : _mm512_maskz_loadu_epi16(mask, residual);
+      a = _mm512_add_ps(a, Widen(_mm512_castsi512_si256(x)));
+      b = _mm512_add_ps(b, Widen(_mm512_extracti64x4_epi64(x, 1)));
+    }
+    if constexpr (kKind == Kind::kBf16) {
+      if (kFull) {
+        _mm512_storeu_si512(out, ToBf16(a, b));
+      } else {
+        _mm512_mask_storeu_epi16(out, mask, ToBf16(a, b));
+      }
+    } else if constexpr (kKind == Kind::kFp16) {
+      const __m256i x = _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __m256i y = _mm512_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      if (kFull) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), x);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32), y);
+      } else {
+        _mm256_mask_storeu_epi16(out, low, x);
+        _mm256_mask_storeu_epi16(out + 32, high, y);
+      }
+    } else if (kFull) {
+      _mm512_storeu_ps(out, a);
+      _mm512_storeu_ps(out + 64, b);
+    } else {
+      _mm512_mask_storeu_ps(out, low, a);
+      _mm512_mask_storeu_ps(out + 64, high, b);
+    }
+  }
+
+  static __m512 Widen(__m256i bf16) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16);
+  }
+};
+
+// Sums in the scratch that are not outputs yet: rows of 32.
+struct Pending {
+  const float* sums;
+  const uint16_t* residual;
+  char* out;
+  int rows;
+  __mmask32 columns;
+
+  bool whole() const { return columns == ~__mmask32{0}; }
+};
+
+template <typename Finisher, int kRows>
+__attribute__((always_inline)) inline void FinishSome(const LinearParams& p, Pending& pending) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    Finisher::template Row<true>(pending.sums, pending.residual, pending.out, 0);
+    pending.sums += kBlock;
+    pending.out += p.ldo * Finisher::kBytes;
+    if (Finisher::kReads) pending.residual += p.ldo;
+  }
+  pending.rows -= kRows;
+}
+
+template <typename Finisher>
+inline void FinishAll(const LinearParams& p, Pending& pending) {
+  if (pending.whole()) {
+    while (pending.rows >= kTile) FinishSome<Finisher, kTile>(p, pending);
+    while (pending.rows >= kFinishedAStep) FinishSome<Finisher, kFinishedAStep>(p, pending);
+  }
+  for (; pending.rows > 0; --pending.rows) {
+    Finisher::template Row<false>(pending.sums, pending.residual, pending.out, pending.columns);
+    pending.sums += kBlock;
+    pending.out += p.ldo * Finisher::kBytes;
+    if (Finisher::kReads) pending.residual += p.ldo;
+  }
+}
+
+// `sums`, of rows [row, behind) and a panel's columns.
+template <typename Finisher>
+inline Pending PendingOf(const LinearParams& p, const float* sums, int64_t row, int64_t behind,
+                         int64_t panel) {
+  const int64_t columns = p.n - panel * kBlock, at = row * p.ldo + panel * kBlock;
+  return {.sums = sums,
+          .residual = Finisher::kReads ? static_cast<const uint16_t*>(p.residual) + at : nullptr,
+          .out = static_cast<char*>(p.out) + at * Finisher::kBytes,
+          .rows = static_cast<int>(behind - row),
+          .columns = columns >= kBlock ? ~__mmask32{0} : (__mmask32{1} << columns) - 1};
+}
+
+// -------------------------------------------------------------------------------- multiplications
+
+struct Rows {
+  const uint16_t* at;
+  int64_t stride;  // bytes
+};
+
+inline Rows RowsOf(const LinearParams& p, int64_t row) {
+  return {static_cast<const uint16_t*>(p.a) + row * p.lda, p.lda * 2};
+}
+
+// The last step of rows whose K isn't a multiple of 32: copied, zeros behind.
+inline Rows LastStep(const LinearParams& p, int64_t row, uint16_t* copy) {
+  const __mmask32 mask = (__mmask32{1} << (p.k % kBlock)) - 1;
+  const uint16_t* at = RowsOf(p, row).at + p.k / kBlock * kBlock;
+  for (int64_t r = 0; r < Least(kTile, p.m - row); ++r) {
+    _mm512_store_si512(copy + r * kBlock, _mm512_maskz_loadu_epi16(mask, at + r * p.lda));
+  }
+  return {copy, 64};
+}
+
+inline const uint16_t* PanelOf(const LinearParams& p, int64_t panel) {
+  return static_cast<const uint16_t*>(p.weight) + panel * Steps(p.k) * kStepElements;
+}
+
+// One step of 16 x 32 sums in tiles kSums and kSums + 1.
+template <int kSums, int kRowsTile>
+__attribute__((always_inline)) inline void HalfStep(Rows rows, const uint16_t* weight) {
+  LoadTile<kRowsTile>(rows.at, rows.stride);
+  LoadTile<6>(weight, 64);
+  LoadTile<7>(weight + kTileElements, 64);
+  MultiplyTiles<kSums, kRowsTile, 6>();
+  MultiplyTiles<kSums + 1, kRowsTile, 7>();
+}
+
+// One step of 32 x 32 sums in tiles 0 to 3; of 16 x 32 if not kTwo.
+template <bool kTwo>
+__attribute__((always_inline)) inline void BlockStep(Rows first, Rows second,
+                                                     const uint16_t* weight) {
+  HalfStep<0, 4>(first, weight);
+  if constexpr (kTwo) {
+    LoadTile<5>(second.at, second.stride);
+    MultiplyTiles<2, 5, 6>();
+    MultiplyTiles<3, 5, 7>();
+  }
+}
+
+template <int kSums>
+__attribute__((always_inline)) inline void StoreHalf(float* to) {
+  StoreTile<kSums>(to, kBlock * sizeof(float));
+  StoreTile<kSums + 1>(to + kTile, kBlock * sizeof(float));
+}
+
+// ------------------------------------------------------------------------------------ K up to 64
+
+// 16 rows from `row` on times a panel, in tiles kSums and kSums + 1; of them [fresh, behind) are
+// wanted. The other pair, which `pending` tells about, is stored and finished meanwhile.
+template <typename Finisher, int kSums>
+__attribute__((always_inline)) inline void Half(const LinearParams& p, int64_t row, int64_t fresh,
+                                                int64_t behind, int64_t panel, Pending& pending,
+                                                float (&scratch)[2][kTile * kBlock],
+                                                uint16_t* copy) {
+  const float* bias = p.bias + panel * kBlock;
+  const uint16_t* weight = PanelOf(p, panel);
+  LoadTile<kSums>(bias, 0);
+  LoadTile<kSums + 1>(bias + kTile, 0);
+  Rows rows = RowsOf(p, row);
+  constexpr int kRowsTile = kSums == 0 ? 4 : 5;
+  for (int s = 0; s < p.k / kBlock; ++s) {
+    HalfStep<kSums, kRowsTile>(rows, weight);
+    rows.at += kBlock;
+    weight += kStepElements;
+  }
+  if (p.k % kBlock != 0) HalfStep<kSums, kRowsTile>(LastStep(p, row, copy), weight);
+  if (pending.rows > 0) {
+    StoreHalf<2 - kSums>(scratch[1 - kSums / 2]);
+    if (pending.rows == kTile && pending.whole()) {
+      FinishSome<Finisher, kTile>(p, pending);
+    } else {
+      FinishAll<Finisher>(p, pending);
+    }
+  }
+  pending =
+      PendingOf<Finisher>(p, scratch[kSums / 2] + (fresh - row) * kBlock, fresh, behind, panel);
+}
+
+template <typename Finisher>
+void Shallow(const LinearParams p) {
+  alignas(64) float scratch[2][kTile * kBlock];
+  alignas(64) uint16_t copy[kTile * kBlock];
+  Pending pending = {};
+  for (int64_t first = 0; first < p.m; first += kBlock) {
+    const int64_t left = p.m - first;
+    for (int64_t panel = 0; panel < Panels(p.n); ++panel) {
+      if (left > kTile) {
+        Half<Finisher, 0>(p, first, first, first + kTile, panel, pending, scratch, copy);
+        const int64_t behind = Least(first + kBlock, p.m);
+        Half<Finisher, 2>(p, behind - kTile, first + kTile, behind, panel, pending, scratch, copy);
+      } else {
+        const int64_t row = p.m < kTile ? 0 : p.m - kTile;
+        Half<Finisher, 0>(p, row, first, p.m, panel, pending, scratch, copy);
+        StoreHalf<0>(scratch[0]);
+        FinishAll<Finisher>(p, pending);
+      }
+    }
+  }
+  if (pending.rows > 0) {
+    StoreHalf<2>(scratch[1]);
+    FinishAll<Finisher>(p, pending);
+  }
+}
+
+// ---------------------------------------------------------------------------------------- any K
+
+// Steps [begin, end) of a block of 32 rows (or 16) onto the sums in the tiles, while `pending` is
+// finished.
+template <typename Finisher, bool kTwo>
+__attribute__((always_inline)) inline void Multiply(const LinearParams& p, int64_t row,
+                                                    int64_t second_row, int64_t panel,
+                                                    int64_t begin, int64_t end, Pending& pending,
+                                                    uint16_t* copy) {
+  Rows first = RowsOf(p, row), second = RowsOf(p, second_row);
+  first.at += begin * kBlock;
+  second.at += begin * kBlock;
+  const uint16_t* weight = PanelOf(p, panel) + begin * kStepElements;
+  for (int64_t s = begin; s < Least(end, p.k / kBlock); ++s) {
+    BlockStep<kTwo>(first, second, weight);
+    first.at += kBlock;
+    second.at += kBlock;
+    weight += kStepElements;
+    if (pending.rows >= kFinishedAStep && pending.whole()) {
+      FinishSome<Finisher, kFinishedAStep>(p, pending);
+    }
+  }
+  if (end * kBlock > p.k) {
+    second = kTwo ? LastStep(p, second_row, copy + kTileElements) : second;
+    BlockStep<kTwo>(LastStep(p, row, copy), second, weight);
+  }
+}
+
+template <typename Finisher>
+void Deep(const LinearParams p) {
+  alignas(64) float scratch[2][kBlock * kBlock];
+  alignas(64) float waiting[kDeepRows / kBlock][kBlock * kBlock];
+  alignas(64) uint16_t copy[2 * kTileElements];
+  const int64_t steps = Steps(p.k), panels = Panels(p.n);
+  const int64_t blocks = (p.m + kBlock - 1) / kBlock;
+  // Slices of K, and the blocks that pass over one.
+  const bool sliced = steps > 2 * kDeepSteps && blocks > 1;
+  const int64_t slice = sliced ? kDeepSteps : steps;
+  const int64_t group = sliced ? kDeepRows / kBlock : 1;
+  const bool near = panels * steps * kStepElements * 2 <= kNearWeights;
+  const int64_t pass = near ? group : kFarBlocks;
+
+  Pending pending = {};
+  int turn = 0;
+  const auto slice_of = [&](int64_t block, int64_t b, int64_t panel, int64_t begin)
+      __attribute__((always_inline)) {
+    const int64_t end = Least(begin + slice, steps);
+    const int64_t row = block * kBlock, left = p.m - row;
+    const bool two = left > kTile;
+    const int64_t first_row = two ? row : (p.m < kTile ? 0 : p.m - kTile);
+    const int64_t second_row = left >= kBlock ? row + kTile : p.m - kTile;
+    // Sums begin with the bias, or with what the slices before have left.
+    const float* sums = begin == 0 ? p.bias + panel * kBlock : waiting[b];
+    const int64_t stride = begin == 0 ? 0 : kBlock * sizeof(float);
+    const float* second_sums = begin == 0 ? sums : sums + kTile * kBlock;
+    LoadTile<0>(sums, stride);
+    LoadTile<1>(sums + kTile, stride);
+    if (two) {
+      LoadTile<2>(second_sums, stride);
+      LoadTile<3>(second_sums + kTile, stride);
+      Multiply<Finisher, true>(p, first_row, second_row, panel, begin, end, pending, copy);
+    } else {
+      Multiply<Finisher, false>(p, first_row, second_row, panel, begin, end, pending, copy);
+    }
+    if (end < steps) {
+      StoreHalf<0>(waiting[b]);
+      if (two) StoreHalf<2>(waiting[b] + kTile * kBlock);
+      return;
+    }
+    FinishAll<Finisher>(p, pending);
+    float* to = scratch[turn];
+    turn ^= 1;
+    if (two) {
+      // Where the tiles overlap, the second's first rows lie under the first's last: the same.
+      StoreHalf<2>(to + (second_row - row) * kBlock);
+      StoreHalf<0>(to);
+    } else {
+      StoreHalf<0>(to);
+      to += (row - first_row) * kBlock;
+    }
+    pending = PendingOf<Finisher>(p, to, row, Least(row + kBlock, p.m), panel);
+  };
+
+  for (int64_t first = 0; first < blocks; first += pass) {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      for (int64_t g = first; g < Least(first + pass, blocks); g += group) {
+        for (int64_t begin = 0; begin < steps; begin += slice) {
+          for (int64_t block = g; block < Least(g + group, blocks); ++block) {
+            slice_of(block, block - g, panel, begin);
+          }
+        }
+      }
+    }
+  }
+  FinishAll<Finisher>(p, pending);
+}
+
+template <Kind kKind, bool kRelu, bool kResidual>
+void Run(const LinearParams& p) {
+  using Finisher = Finish<kKind, kRelu, kResidual>;
+  UseTiles(kConfigs.of[Least(p.m, kTile)]);
+  Steps(p.k) <= kShallowSteps ? Shallow<Finisher>(p) : Deep<Finisher>(p);
+}
+
+template <Kind kKind>
+void Run(const LinearParams& p) {
+  if (p.residual == nullptr) {
+    p.relu ? Run<kKind, true, false>(p) : Run<kKind, false, false>(p);
+  } else {
+    p.relu ? Run<kKind, true, true>(p) : Run<kKind, false, true>(p);
+  }
+}
+
+void Run(const LinearParams& p, Kind hidden) {
+  if (p.m <= 0) return;
+  const Kind kind = p.output == Output::kFloat    ? Kind::kFloat
+                    : p.output == Output::kHidden ? hidden
+                                                  : Kind::kBf16;
+  switch (kind) {
+    case Kind::kBf16:
+      return Run<Kind::kBf16>(p);
+    case Kind::kFp16:
+      return Run<Kind::kFp16>(p);
+    case Kind::kFloat:
+      return Run<Kind::kFloat>(p);
+  }
+}
+
+}  // namespace
+
+size_t PackedLinearBytes(int n, int k) {
+  return static_cast<size_t>(Panels(n) * Steps(k) * kStepElements) * sizeof(uint16_t);
+}
+
+void PackLinear(const float* weight, int n, int k, void* packed) {
+  uint16_t* to = static_cast<uint16_t*>(packed);
+  for (int64_t panel = 0; panel < Panels(n); ++panel) {
+    for (int64_t step = 0; step < Steps(k); ++step) {
+      for (int64_t i = 0; i < kStepElements; ++i) {
+        const int64_t tile = i / kTileElements, pair = i % kTileElements / 32;
+        const int64_t column = panel * kBlock + tile * kTile + i % 32 / 2;
+        const int64_t row = step * kBlock + 2 * pair + i % 2;
+        *to++ = column < n && row < k ? ToBf16(weight[column * k + row]) : uint16_t{0};
+      }
+    }
+  }
+}
+
+void LinearHiddenFp16(const LinearParams& p) { Run(p, Kind::kFp16); }
+void LinearHiddenBf16(const LinearParams& p) { Run(p, Kind::kBf16); }
+
+}  // namespace pyramid::kernels::amx
