@@ -347,8 +347,13 @@ int Inspect(Environment& environment, const Options& options) {
   if (options.machine) return InspectMachine(environment, options);
   const std::filesystem::path path = environment.folder / options.path;
   std::error_code ignored;
-  return std::filesystem::is_directory(path, ignored) ? InspectFolder(environment, options, path)
-                                                      : InspectFile(environment, options, path);
+  if (!std::filesystem::is_directory(path, ignored)) return InspectFile(environment, options, path);
+  const WeightOptions& w = options.weights;
+  if (w.ema || !w.origin.empty() || !w.pad_style.empty() || !w.gelu.empty() || w.eps_outer > 0) {
+    return Fail(environment, UsageError("a checkpoint's manifest says whose weights they are; "
+                                        "--origin and the like are for files"));
+  }
+  return InspectFolder(environment, options, path);
 }
 
 }  // namespace

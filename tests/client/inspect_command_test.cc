@@ -200,6 +200,7 @@ TEST_F(InspectCommandTest, OtherFilesAreErrors) {
 TEST_F(InspectCommandTest, WantsOneThingToInspect) {
   EXPECT_EQ(Pyramid({"inspect"}).code, 2);
   EXPECT_EQ(Pyramid({"inspect", "ckpt", "--machine"}).code, 2);
+  EXPECT_EQ(Pyramid({"inspect", "ckpt", "--origin", "timm"}).code, 2);
 }
 
 TEST_F(InspectCommandTest, ShowsTheMachine) {
