@@ -24,7 +24,8 @@ constexpr int64_t kBlock = 32;              // rows and columns of a block, and 
 constexpr int64_t kTileElements = 16 * 32;  // bf16 of a tile
 constexpr int64_t kStepElements = 2 * kTileElements;
 constexpr int kFinishedAStep = 4;          // rows
-constexpr int64_t kShallowSteps = 2;       // up to here halves alternate
+constexpr int64_t kShallowSteps = 4;       // up to here halves alternate
+constexpr int64_t kSlicedSteps = 24;       // from here on K is cut
 constexpr int64_t kDeepSteps = 8;          // steps of a slice: 16 KiB of weights
 constexpr int64_t kDeepRows = 128;         // rows that share it
 constexpr int64_t kNearWeights = 1 << 20;  // bytes that stay in the second-level cache
@@ -76,8 +77,8 @@ struct Finish {
     if constexpr (kResidual) {
       const __m512i x =
           kFull ? _mm512_loadu_si512(residual) : _mm512_maskz_loadu_epi16(mask, residual);
-      a = _mm512_add_ps(a, Widen(_mm512_castsi512_si256(x)));
-      b = _mm512_add_ps(b, Widen(_mm512_extracti64x4_epi64(x, 1)));
+      a = _mm512_add_ps(a, Widened(_mm512_castsi512_si256(x)));
+      b = _mm512_add_ps(b, Widened(_mm512_extracti64x4_epi64(x, 1)));
     }
     if constexpr (kKind == Kind::kBf16) {
       if (kFull) {
@@ -104,7 +105,7 @@ struct Finish {
     }
   }
 
-  static __m512 Widen(__m256i bf16) {
+  static __m512 Widened(__m256i bf16) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16);
   }
 };
@@ -132,8 +133,10 @@ __attribute__((always_inline)) inline void FinishSome(const LinearParams& p, Pen
   pending.rows -= kRows;
 }
 
+// By value: what a call could change would live in memory, and a tile instruction may change
+// memory.
 template <typename Finisher>
-inline void FinishAll(const LinearParams& p, Pending& pending) {
+__attribute__((noinline)) void FinishRest(const LinearParams p, Pending pending) {
   if (pending.whole()) {
     while (pending.rows >= kTile) FinishSome<Finisher, kTile>(p, pending);
     while (pending.rows >= kFinishedAStep) FinishSome<Finisher, kFinishedAStep>(p, pending);
@@ -144,6 +147,15 @@ inline void FinishAll(const LinearParams& p, Pending& pending) {
     pending.out += p.ldo * Finisher::kBytes;
     if (Finisher::kReads) pending.residual += p.ldo;
   }
+}
+
+template <typename Finisher>
+__attribute__((always_inline)) inline void FinishAll(const LinearParams& p, Pending& pending) {
+  if (pending.whole()) {
+    while (pending.rows >= kFinishedAStep) FinishSome<Finisher, kFinishedAStep>(p, pending);
+  }
+  if (pending.rows > 0) FinishRest<Finisher>(p, pending);
+  pending.rows = 0;
 }
 
 // `sums`, of rows [row, behind) and a panel's columns.
@@ -170,7 +182,7 @@ inline Rows RowsOf(const LinearParams& p, int64_t row) {
 }
 
 // The last step of rows whose K isn't a multiple of 32: copied, zeros behind.
-inline Rows LastStep(const LinearParams& p, int64_t row, uint16_t* copy) {
+__attribute__((noinline)) Rows LastStep(const LinearParams p, int64_t row, uint16_t* copy) {
   const __mmask32 mask = (__mmask32{1} << (p.k % kBlock)) - 1;
   const uint16_t* at = RowsOf(p, row).at + p.k / kBlock * kBlock;
   for (int64_t r = 0; r < Least(kTile, p.m - row); ++r) {
@@ -183,26 +195,18 @@ inline const uint16_t* PanelOf(const LinearParams& p, int64_t panel) {
   return static_cast<const uint16_t*>(p.weight) + panel * Steps(p.k) * kStepElements;
 }
 
-// One step of 16 x 32 sums in tiles kSums and kSums + 1.
-template <int kSums, int kRowsTile>
-__attribute__((always_inline)) inline void HalfStep(Rows rows, const uint16_t* weight) {
-  LoadTile<kRowsTile>(rows.at, rows.stride);
-  LoadTile<6>(weight, 64);
-  LoadTile<7>(weight + kTileElements, 64);
-  MultiplyTiles<kSums, kRowsTile, 6>();
-  MultiplyTiles<kSums + 1, kRowsTile, 7>();
-}
-
 // One step of 32 x 32 sums in tiles 0 to 3; of 16 x 32 if not kTwo.
 template <bool kTwo>
 __attribute__((always_inline)) inline void BlockStep(Rows first, Rows second,
                                                      const uint16_t* weight) {
-  HalfStep<0, 4>(first, weight);
-  if constexpr (kTwo) {
-    LoadTile<5>(second.at, second.stride);
-    MultiplyTiles<2, 5, 6>();
-    MultiplyTiles<3, 5, 7>();
-  }
+  LoadTile<4>(first.at, first.stride);
+  LoadTile<6>(weight, 64);
+  if constexpr (kTwo) LoadTile<5>(second.at, second.stride);
+  LoadTile<7>(weight + kTileElements, 64);
+  MultiplyTiles<0, 4, 6>();
+  if constexpr (kTwo) MultiplyTiles<2, 5, 6>();
+  MultiplyTiles<1, 4, 7>();
+  if constexpr (kTwo) MultiplyTiles<3, 5, 7>();
 }
 
 template <int kSums>
@@ -214,24 +218,35 @@ __attribute__((always_inline)) inline void StoreHalf(float* to) {
 // ------------------------------------------------------------------------------------ K up to 64
 
 // 16 rows from `row` on times a panel, in tiles kSums and kSums + 1; of them [fresh, behind) are
-// wanted. The other pair, which `pending` tells about, is stored and finished meanwhile.
-template <typename Finisher, int kSums>
+// wanted. The other pair, which `pending` tells about, is stored and finished meanwhile. kOneStep:
+// K is at most 32; a block's rows stay in their tiles for all panels, and a panel's weights for the
+// block's second half.
+template <typename Finisher, bool kOneStep, int kSums>
 __attribute__((always_inline)) inline void Half(const LinearParams& p, int64_t row, int64_t fresh,
                                                 int64_t behind, int64_t panel, Pending& pending,
                                                 float (&scratch)[2][kTile * kBlock],
                                                 uint16_t* copy) {
+  constexpr int kRowsTile = kSums == 0 ? 4 : 5;
   const float* bias = p.bias + panel * kBlock;
-  const uint16_t* weight = PanelOf(p, panel);
   LoadTile<kSums>(bias, 0);
   LoadTile<kSums + 1>(bias + kTile, 0);
   Rows rows = RowsOf(p, row);
-  constexpr int kRowsTile = kSums == 0 ? 4 : 5;
-  for (int s = 0; s < p.k / kBlock; ++s) {
-    HalfStep<kSums, kRowsTile>(rows, weight);
+  const uint16_t* weight = PanelOf(p, panel);
+  const int64_t steps = kOneStep ? 1 : Steps(p.k);
+  for (int64_t s = 0; s < steps; ++s) {
+    if (!kOneStep || panel == 0) {
+      if ((s + 1) * kBlock > p.k) rows = LastStep(p, row, copy);
+      LoadTile<kRowsTile>(rows.at, rows.stride);
+    }
+    if (!kOneStep || kSums == 0) {
+      LoadTile<6>(weight, 64);
+      LoadTile<7>(weight + kTileElements, 64);
+    }
+    MultiplyTiles<kSums, kRowsTile, 6>();
+    MultiplyTiles<kSums + 1, kRowsTile, 7>();
     rows.at += kBlock;
     weight += kStepElements;
   }
-  if (p.k % kBlock != 0) HalfStep<kSums, kRowsTile>(LastStep(p, row, copy), weight);
   if (pending.rows > 0) {
     StoreHalf<2 - kSums>(scratch[1 - kSums / 2]);
     if (pending.rows == kTile && pending.whole()) {
@@ -244,7 +259,7 @@ __attribute__((always_inline)) inline void Half(const LinearParams& p, int64_t r
       PendingOf<Finisher>(p, scratch[kSums / 2] + (fresh - row) * kBlock, fresh, behind, panel);
 }
 
-template <typename Finisher>
+template <typename Finisher, bool kOneStep>
 void Shallow(const LinearParams p) {
   alignas(64) float scratch[2][kTile * kBlock];
   alignas(64) uint16_t copy[kTile * kBlock];
@@ -253,12 +268,13 @@ void Shallow(const LinearParams p) {
     const int64_t left = p.m - first;
     for (int64_t panel = 0; panel < Panels(p.n); ++panel) {
       if (left > kTile) {
-        Half<Finisher, 0>(p, first, first, first + kTile, panel, pending, scratch, copy);
+        Half<Finisher, kOneStep, 0>(p, first, first, first + kTile, panel, pending, scratch, copy);
         const int64_t behind = Least(first + kBlock, p.m);
-        Half<Finisher, 2>(p, behind - kTile, first + kTile, behind, panel, pending, scratch, copy);
+        Half<Finisher, kOneStep, 2>(p, behind - kTile, first + kTile, behind, panel, pending,
+                                    scratch, copy);
       } else {
         const int64_t row = p.m < kTile ? 0 : p.m - kTile;
-        Half<Finisher, 0>(p, row, first, p.m, panel, pending, scratch, copy);
+        Half<Finisher, kOneStep, 0>(p, row, first, p.m, panel, pending, scratch, copy);
         StoreHalf<0>(scratch[0]);
         FinishAll<Finisher>(p, pending);
       }
@@ -306,7 +322,7 @@ void Deep(const LinearParams p) {
   const int64_t steps = Steps(p.k), panels = Panels(p.n);
   const int64_t blocks = (p.m + kBlock - 1) / kBlock;
   // Slices of K, and the blocks that pass over one.
-  const bool sliced = steps > 2 * kDeepSteps && blocks > 1;
+  const bool sliced = steps >= kSlicedSteps && blocks > 1;
   const int64_t slice = sliced ? kDeepSteps : steps;
   const int64_t group = sliced ? kDeepRows / kBlock : 1;
   const bool near = panels * steps * kStepElements * 2 <= kNearWeights;
@@ -343,9 +359,9 @@ void Deep(const LinearParams p) {
     float* to = scratch[turn];
     turn ^= 1;
     if (two) {
-      // Where the tiles overlap, the second's first rows lie under the first's last: the same.
-      StoreHalf<2>(to + (second_row - row) * kBlock);
+      // Where the tiles overlap, they are the same.
       StoreHalf<0>(to);
+      StoreHalf<2>(to + (second_row - row) * kBlock);
     } else {
       StoreHalf<0>(to);
       to += (row - first_row) * kBlock;
@@ -371,7 +387,13 @@ template <Kind kKind, bool kRelu, bool kResidual>
 void Run(const LinearParams& p) {
   using Finisher = Finish<kKind, kRelu, kResidual>;
   UseTiles(kConfigs.of[Least(p.m, kTile)]);
-  Steps(p.k) <= kShallowSteps ? Shallow<Finisher>(p) : Deep<Finisher>(p);
+  if (Steps(p.k) == 1) {
+    Shallow<Finisher, true>(p);
+  } else if (Steps(p.k) <= kShallowSteps) {
+    Shallow<Finisher, false>(p);
+  } else {
+    Deep<Finisher>(p);
+  }
 }
 
 template <Kind kKind>

@@ -34,8 +34,10 @@ struct Sums {
   __m512 sum, squares;
 };
 
-inline Sums SumsOf(const uint16_t* row, int c, float first) {
-  const __m512 shift = _mm512_set1_ps(first);
+inline Sums SumsOf(const uint16_t* row, int c) {
+  int32_t first_two;
+  __builtin_memcpy(&first_two, row, sizeof(first_two));
+  const __m512 shift = Even(_mm512_set1_epi32(first_two));
   Sums sums = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int j = 0; j < c; j += 32) {
     const __m512i x = _mm512_loadu_si512(row + j);
@@ -48,26 +50,27 @@ inline Sums SumsOf(const uint16_t* row, int c, float first) {
   return sums;
 }
 
-inline float ToFloat(uint16_t x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof(value));
-  return value;
-}
+// Of 16 rows: the mean, and 1 / sqrt(variance + eps).
+struct alignas(64) Moments {
+  float mean[kRows];
+  float scale[kRows];
+};
 
-// `rows` of 1..16.
-inline void SixteenRows(const uint16_t* in, uint16_t* out, int rows, const LayerNormParams& p) {
+// `rows` of 1 to 16.
+__attribute__((always_inline)) inline void Measure(const uint16_t* in, int rows,
+                                                   const LayerNormParams& p, Moments& moments) {
   const int c = p.c;
-  alignas(64) float first[kRows], scale[kRows], middle[kRows];
   // Rows behind the last are the last again.
   const auto row = [=](int i) { return in + int64_t{i < rows ? i : rows - 1} * c; };
+  alignas(64) uint32_t first[kRows];
   __m512 sums[kRows / 2], squares[kRows / 2];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows / 2; ++i) {
-    first[2 * i] = ToFloat(*row(2 * i));
-    first[2 * i + 1] = ToFloat(*row(2 * i + 1));
-    const Sums a = SumsOf(row(2 * i), c, first[2 * i]);
-    const Sums b = SumsOf(row(2 * i + 1), c, first[2 * i + 1]);
+    const uint16_t* a_row = row(2 * i);
+    const uint16_t* b_row = row(2 * i + 1);
+    first[2 * i] = uint32_t{*a_row} << 16;
+    first[2 * i + 1] = uint32_t{*b_row} << 16;
+    const Sums a = SumsOf(a_row, c), b = SumsOf(b_row, c);
     sums[i] = Join(a.sum, b.sum);
     squares[i] = Join(a.squares, b.squares);
   }
@@ -75,25 +78,33 @@ inline void SixteenRows(const uint16_t* in, uint16_t* out, int rows, const Layer
   const __m512 mean = _mm512_mul_ps(Totals(sums), share);  // of the differences
   const __m512 square = _mm512_mul_ps(Totals(squares), share);
   const __m512 variance = _mm512_max_ps(_mm512_fnmadd_ps(mean, mean, square), _mm512_setzero_ps());
-  const __m512 rs = _mm512_div_ps(_mm512_set1_ps(1.0f),
-                                  _mm512_sqrt_ps(_mm512_add_ps(variance, _mm512_set1_ps(p.eps))));
-  _mm512_store_ps(scale, rs);
-  _mm512_store_ps(middle, _mm512_add_ps(mean, _mm512_load_ps(first)));
+  const __m512 v = _mm512_add_ps(variance, _mm512_set1_ps(p.eps));
+  // 14 bits, doubled by a step of Newton's method.
+  const __m512 r = _mm512_rsqrt14_ps(v);
+  const __m512 half = _mm512_mul_ps(_mm512_mul_ps(v, r), _mm512_set1_ps(-0.5f));
+  const __m512 better = _mm512_mul_ps(r, _mm512_fmadd_ps(half, r, _mm512_set1_ps(1.5f)));
+  _mm512_store_ps(moments.scale, better);
+  _mm512_store_ps(moments.mean, _mm512_add_ps(mean, _mm512_load_ps(first)));
+}
 
-  for (int j = 0; j < c; j += 32) {
+__attribute__((always_inline)) inline void Normalise(const uint16_t* in, uint16_t* out, int rows,
+                                                     const LayerNormParams& p,
+                                                     const Moments& moments) {
+  for (int j = 0; j < p.c; j += 32) {
     const __m512 gamma0 = _mm512_loadu_ps(p.gamma + j), gamma1 = _mm512_loadu_ps(p.gamma + j + 16);
     const __m512 beta0 = _mm512_loadu_ps(p.beta + j), beta1 = _mm512_loadu_ps(p.beta + j + 16);
     const __m512 gamma_even = EvenOf(gamma0, gamma1), gamma_odd = OddOf(gamma0, gamma1);
     const __m512 beta_even = EvenOf(beta0, beta1), beta_odd = OddOf(beta0, beta1);
-    const auto finish = [&](int i) {
-      const __m512i x = _mm512_loadu_si512(in + int64_t{i} * c + j);
-      const __m512 r = _mm512_set1_ps(scale[i]), m = _mm512_set1_ps(middle[i]);
+    const auto finish = [&](int i) __attribute__((always_inline)) {
+      const __m512i x = _mm512_loadu_si512(in + int64_t{i} * p.c + j);
+      const __m512 mean = _mm512_set1_ps(moments.mean[i]);
+      const __m512 scale = _mm512_set1_ps(moments.scale[i]);
       const auto norm = [&](__m512 y, __m512 gamma, __m512 beta) __attribute__((always_inline)) {
-        return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_sub_ps(y, m), r), gamma, beta);
+        return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_sub_ps(y, mean), scale), gamma, beta);
       };
       const __m512 even = norm(Even(x), gamma_even, beta_even);
       const __m512 odd = norm(Odd(x), gamma_odd, beta_odd);
-      _mm512_storeu_si512(out + int64_t{i} * c + j, Interleave(even, odd));
+      _mm512_storeu_si512(out + int64_t{i} * p.c + j, Interleave(even, odd));
     };
     if (rows == kRows) {
 #pragma GCC unroll 16
@@ -106,12 +117,23 @@ inline void SixteenRows(const uint16_t* in, uint16_t* out, int rows, const Layer
 
 }  // namespace
 
+// The next 16 rows are measured before these are normalised: one doesn't wait for the other.
 void LayerNorm(const LayerNormParams& p) {
   const uint16_t* in = static_cast<const uint16_t*>(p.in);
   uint16_t* out = static_cast<uint16_t*>(p.out);
-  int64_t r = 0;
-  for (; r + kRows <= p.rows; r += kRows) SixteenRows(in + r * p.c, out + r * p.c, kRows, p);
-  if (r < p.rows) SixteenRows(in + r * p.c, out + r * p.c, static_cast<int>(p.rows - r), p);
+  const auto rows_at = [&](int64_t r) {
+    return p.rows - r < kRows ? static_cast<int>(p.rows - r) : kRows;
+  };
+  Moments moments[2];
+  if (p.rows <= 0) return;
+  Measure(in, rows_at(0), p, moments[0]);
+  int turn = 0;
+  for (int64_t r = 0; r < p.rows; r += kRows) {
+    const int64_t next = r + kRows;
+    if (next < p.rows) Measure(in + next * p.c, rows_at(next), p, moments[turn ^ 1]);
+    Normalise(in + r * p.c, out + r * p.c, rows_at(r), p, moments[turn]);
+    turn ^= 1;
+  }
 }
 
 }  // namespace pyramid::kernels::amx
