@@ -3,7 +3,6 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -14,6 +13,7 @@
 #include "model/device.h"
 #include "model/exception_guard.h"
 #include "model/formats/safetensors.h"
+#include "model/packed_classifier.h"
 #include "model/preprocess.h"
 #include "model/pvt_v2.h"
 #include "model/tensors.h"
@@ -22,13 +22,10 @@
 namespace pyramid {
 namespace {
 
-// Threads inside one Forward; 0: LibTorch's own choice. OpenMP keeps its count per calling thread,
-// so each Forward sets its own.
-std::atomic<int> process_threads{0};
-
-void UseProcessThreads() {
-  const int threads = process_threads.load();
-  if (threads > 0 && at::get_num_threads() != threads) at::set_num_threads(threads);
+// OpenMP keeps its count per calling thread, so each Forward sets its own.
+void UseForwardThreads() {
+  const int threads = ForwardThreads();
+  if (at::get_num_threads() != threads) at::set_num_threads(threads);
 }
 
 // Weights of linear layers and convolutions in bf16; norms, the residual sum and the head stay f32.
@@ -45,17 +42,14 @@ void ConvertToBf16(PvtV2& network) {
 class TorchClassifier : public Classifier {
  public:
   TorchClassifier(PvtV2 network, v1::Manifest manifest, torch::Device device)
-      : network_(std::move(network)),
-        manifest_(std::move(manifest)),
-        device_(device),
-        smallest_side_(SmallestSide(*FindVariant(manifest_.network().variant()))) {}
+      : network_(std::move(network)), manifest_(std::move(manifest)), device_(device) {}
 
   absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch, int height,
                                              int width) override {
-    RETURN_IF_ERROR(CheckSizes(pixels.size(), batch, height, width));
+    RETURN_IF_ERROR(CheckPixels(manifest_.network(), pixels.size(), batch, height, width));
     return Guard("forward", absl::StatusCode::kInternal,
                  [&]() -> absl::StatusOr<std::vector<float>> {
-                   UseProcessThreads();
+                   UseForwardThreads();
                    const torch::InferenceMode inference;
                    const torch::Tensor input =
                        torch::from_blob(const_cast<float*>(pixels.data()),
@@ -72,29 +66,10 @@ class TorchClassifier : public Classifier {
   const v1::Manifest& manifest() const override { return manifest_; }
 
  private:
-  absl::Status CheckSizes(size_t floats, int batch, int height, int width) const {
-    if (batch < 1) {
-      return absl::InvalidArgumentError(absl::StrCat("batch is ", batch, "; use 1 or more"));
-    }
-    if (height < smallest_side_ || width < smallest_side_) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "pictures are ", width, "x", height, " pixels; ", manifest_.network().variant(),
-          " takes ", smallest_side_, "x", smallest_side_, " or more"));
-    }
-    const int64_t picture = int64_t{manifest_.network().in_channels()} * height * width;
-    if (picture > (int64_t{1} << 40) / batch || floats != static_cast<size_t>(batch * picture)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "pixels has ", floats, " numbers; [", batch, ", ", manifest_.network().in_channels(),
-          ", ", height, ", ", width, "] needs batch x channels x height x width of them"));
-    }
-    return absl::OkStatus();
-  }
-
   // forward() isn't const in LibTorch's modules; in eval mode it changes nothing.
   PvtV2 network_;
   const v1::Manifest manifest_;
   const torch::Device device_;
-  const int smallest_side_;
 };
 
 // The tensor called `name`, f32. DataLoss if there is none.
@@ -130,7 +105,32 @@ double ToleranceOf(const ClassifierOptions& options) {
   return options.device == "cpu" ? 1e-4 : 1e-3;  // other devices sum in another order
 }
 
+// LibTorch's operations, on any device.
+absl::StatusOr<std::unique_ptr<Classifier>> MakePlainClassifier(const Weights& weights,
+                                                                const DeviceName& device,
+                                                                bool bf16) {
+  const v1::Manifest& manifest = weights.manifest();
+  ASSIGN_OR_RETURN(PvtV2 network, MakePvtV2(manifest.network()));
+  RETURN_IF_ERROR(LoadWeightsInto(*network, weights));
+  return Guard("loading the network", absl::StatusCode::kInternal,
+               [&]() -> absl::StatusOr<std::unique_ptr<Classifier>> {
+                 const torch::Device torch_device(
+                     device.kind == "cpu" ? "cpu" : absl::StrCat(device.kind, ":", device.index));
+                 network->eval();
+                 for (torch::Tensor& parameter : network->parameters())
+                   parameter.set_requires_grad(false);
+                 if (bf16) ConvertToBf16(network);
+                 network->to(torch_device);
+                 return std::make_unique<TorchClassifier>(std::move(network), manifest,
+                                                          torch_device);
+               });
+}
+
 }  // namespace
+
+absl::Status Classifier::Profile(std::span<const float>, int, int, int, ForwardProfile*) {
+  return absl::UnimplementedError("the plain path has no profile");
+}
 
 absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& path,
                                                            const ClassifierOptions& options) {
@@ -146,7 +146,7 @@ absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem
     return absl::InvalidArgumentError("weights.head: a new head has to be trained first");
   }
   ASSIGN_OR_RETURN(const DeviceName device, OpenDevice(options.device));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Weights> weights, OpenWeights(path, options.weights));
+  ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, OpenWeights(path, options.weights));
   const v1::Manifest& manifest = weights->manifest();
   RETURN_IF_ERROR(CheckPreprocessing(manifest.preprocessing()));
   if (manifest.preprocessing().channels() != manifest.network().in_channels()) {
@@ -154,22 +154,18 @@ absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem
         absl::StrCat("preprocessing.channels is ", manifest.preprocessing().channels(),
                      ", the network takes ", manifest.network().in_channels()));
   }
-  ASSIGN_OR_RETURN(PvtV2 network, MakePvtV2(manifest.network()));
-  RETURN_IF_ERROR(Annotate(LoadWeightsInto(*network, *weights), path.string()));
-  if (options.threads > 0) process_threads = options.threads;
-
-  return Guard("loading the network", absl::StatusCode::kInternal,
-               [&]() -> absl::StatusOr<std::unique_ptr<Classifier>> {
-                 const torch::Device torch_device(
-                     device.kind == "cpu" ? "cpu" : absl::StrCat(device.kind, ":", device.index));
-                 network->eval();
-                 for (torch::Tensor& parameter : network->parameters())
-                   parameter.set_requires_grad(false);
-                 if (options.dtype == "bf16") ConvertToBf16(network);
-                 network->to(torch_device);
-                 return std::make_unique<TorchClassifier>(std::move(network), manifest,
-                                                          torch_device);
-               });
+  if (options.threads > 0) SetForwardThreads(options.threads);
+  const bool bf16 = options.dtype == "bf16";
+  absl::StatusOr<std::unique_ptr<Classifier>> classifier;
+  if (device.kind == "cpu" && !options.plain) {
+    classifier = MakePackedClassifier(
+        std::move(weights), options,
+        [device, bf16](const Weights& same) { return MakePlainClassifier(same, device, bf16); });
+  } else {
+    classifier = MakePlainClassifier(*weights, device, bf16);
+  }
+  if (!classifier.ok()) return Annotate(classifier.status(), path.string());
+  return classifier;
 }
 
 absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier,

@@ -1,4 +1,5 @@
-// A loaded network that answers: floats in, logits out. The façade behind which LibTorch stays.
+// A loaded network that answers: floats in, logits out. The façade behind which LibTorch and the
+// kernels stay.
 #ifndef PYRAMID_MODEL_CLASSIFIER_H_
 #define PYRAMID_MODEL_CLASSIFIER_H_
 
@@ -15,6 +16,8 @@
 
 namespace pyramid {
 
+struct ForwardProfile;  // packed_network.h
+
 // Thread-safe: Forward may be called from several threads at once.
 class Classifier {
  public:
@@ -29,11 +32,21 @@ class Classifier {
                                                      int height, int width) = 0;
 
   virtual const v1::Manifest& manifest() const = 0;
+
+  // What computes: "plain" (LibTorch's operations), "packed amx", "packed avx512" …
+  virtual std::string path() const { return "plain"; }
+
+  // As Forward without the answer; adds each part's seconds to `profile`. Unimplemented on the
+  // plain path.
+  virtual absl::Status Profile(std::span<const float> pixels, int batch, int height, int width,
+                               ForwardProfile* profile);
 };
 
 struct ClassifierOptions {
+  bool plain = false;  // LibTorch's operations instead of the packed network; devices other than
+                       // the CPU have nothing else
   std::string device = "cpu";  // "cpu", "cuda:N", "npu:N"
-  std::string dtype = "fp32";  // "fp32" | "bf16" (sums in fp32)
+  std::string dtype = "fp32";  // "fp32" | "bf16" (sums in fp32; without AMX computed in fp32)
   int threads = 0;  // inside one Forward; one setting for the whole process, the last asked for. 0:
                     // as it is, at first as many as the machine has cores
   WeightOptions weights;  // whose they are, overrides; a new head can't be asked for

@@ -973,6 +973,36 @@ const char* ForwardProfile::Name(int part) {
   return kNames[part];
 }
 
+std::array<double, 4 * ForwardProfile::kParts> ForwardWork(const Variant& variant, int height,
+                                                           int width, int num_classes) {
+  std::array<double, 4 * ForwardProfile::kParts> work{};
+  int64_t h = height, w = width;
+  double inputs = 3;
+  for (int s = 0; s < 4; ++s) {
+    const int64_t stride = s == 0 ? 4 : 2, sr = variant.linear ? 1 : variant.sr_ratios[s];
+    h = (h + stride - 1) / stride;
+    w = (w + stride - 1) / stride;
+    const double tokens = static_cast<double>(h * w), c = variant.dims[s];
+    const double keys =
+        variant.linear ? kPooledSide * kPooledSide : static_cast<double>((h / sr) * (w / sr));
+    const double blocks = variant.depths[s], hidden = c * variant.mlp_ratios[s];
+    const auto at = [&](ForwardProfile::Part part) -> double& {
+      return work[static_cast<size_t>(s * ForwardProfile::kParts + part)];
+    };
+    at(ForwardProfile::kPatchEmbed) = 2 * tokens * c * inputs * (s == 0 ? 49 : 9);
+    at(ForwardProfile::kQuery) = blocks * 2 * tokens * c * c * 2;
+    at(ForwardProfile::kReduce) =
+        blocks * 2 * keys *
+        ((variant.linear || sr > 1 ? c * c * static_cast<double>(sr * sr) : 0) + 2 * c * c);
+    at(ForwardProfile::kAttention) = blocks * 2 * tokens * keys * c * 2;
+    at(ForwardProfile::kMlp) = blocks * 2 * tokens * hidden * (2 * c + 9);
+    inputs = c;
+  }
+  work[static_cast<size_t>(3 * ForwardProfile::kParts + ForwardProfile::kHead)] =
+      2 * inputs * num_classes;
+  return work;
+}
+
 absl::StatusOr<std::unique_ptr<const PackedNetwork>> PackedNetwork::Create(
     const v1::NetworkConfig& config, const kernels::CpuKernels& kernels, ReadParameter read) {
   const Variant* variant = FindVariant(config.variant());

@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/kernels/kernel_table.h"
+#include "model/variants.h"
 #include "proto/model.pb.h"
 
 namespace pyramid {
@@ -29,6 +30,11 @@ struct ForwardProfile {
   static const char* Name(int part);
   std::array<double, 4 * kParts> seconds{};  // [stage][part]; kImage in stage 0, kHead in stage 3
 };
+
+// Multiplications and additions of the matrix products and depthwise convolutions, one picture;
+// laid out as the profile's seconds.
+std::array<double, 4 * ForwardProfile::kParts> ForwardWork(const Variant& variant, int height,
+                                                           int width, int num_classes);
 
 class PackedNetwork {
  public:

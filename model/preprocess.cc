@@ -6,249 +6,13 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "model/resample.h"
 #include "proto/base/status.h"
 
 namespace pyramid {
 namespace {
 
 constexpr int kMaxSide = 4096;  // of what a network takes
-
-// A part of a picture; samples never leave it, as if it had been cut out.
-struct Window {
-  const uint8_t* pixels = nullptr;
-  size_t stride = 0;  // bytes from row to row
-  int width = 0;
-  int height = 0;
-  int channels = 0;
-};
-
-// Outputs [begin, begin + count) of an axis that resizes [start, start + length) to `size` outputs.
-struct Span {
-  double start = 0;
-  double length = 0;
-  int64_t size = 0;
-  int64_t begin = 0;
-  int count = 0;
-};
-
-// ---- Pillow's antialiased resampling (Resample.c of Pillow 10): the kernel is widened by the
-// scale, weights are 22-bit fixed point, each pass rounds to 8 bits, the horizontal one comes
-// first.
-
-constexpr int kPillowBits = 32 - 8 - 2;
-
-struct PillowAxis {
-  std::vector<int> first;        // per output: first input
-  std::vector<int> taps;         // per output: inputs
-  std::vector<int32_t> weights;  // [output][width]
-  int width = 0;                 // weights kept per output
-};
-
-double PillowKernel(Kernel kernel, double x) {
-  x = std::abs(x);
-  if (kernel == Kernel::kBilinear) return x < 1 ? 1 - x : 0;
-  constexpr double a = -0.5;
-  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-  if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
-  return 0;
-}
-
-PillowAxis MakePillowAxis(const Span& span, int in_size, Kernel kernel) {
-  const double scale = span.length / static_cast<double>(span.size);
-  const double filter_scale = std::max(scale, 1.0);
-  const double support = (kernel == Kernel::kBicubic ? 2.0 : 1.0) * filter_scale;
-  PillowAxis axis;
-  axis.width = static_cast<int>(std::ceil(support)) * 2 + 1;
-  axis.weights.resize(static_cast<size_t>(span.count) * static_cast<size_t>(axis.width));
-  std::vector<double> exact(static_cast<size_t>(axis.width));
-  for (int i = 0; i < span.count; ++i) {
-    const double center = span.start + (static_cast<double>(span.begin + i) + 0.5) * scale;
-    const int first = std::max(0, static_cast<int>(center - support + 0.5));
-    const int last = std::min(in_size, static_cast<int>(center + support + 0.5));
-    const int taps = std::max(0, last - first);
-    double sum = 0;
-    for (int k = 0; k < taps; ++k) {
-      exact[static_cast<size_t>(k)] =
-          PillowKernel(kernel, (k + first - center + 0.5) * (1.0 / filter_scale));
-      sum += exact[static_cast<size_t>(k)];
-    }
-    int32_t* weights =
-        axis.weights.data() + static_cast<size_t>(i) * static_cast<size_t>(axis.width);
-    for (int k = 0; k < taps; ++k) {
-      double w = exact[static_cast<size_t>(k)];
-      if (sum != 0) w /= sum;
-      weights[k] = static_cast<int32_t>((w < 0 ? -0.5 : 0.5) + w * (1 << kPillowBits));
-    }
-    axis.first.push_back(first);
-    axis.taps.push_back(taps);
-  }
-  return axis;
-}
-
-uint8_t PillowClip(int32_t sum) {
-  return static_cast<uint8_t>(std::clamp(sum >> kPillowBits, 0, 255));
-}
-
-template <int C>
-void PillowRow(const uint8_t* row, const PillowAxis& axis, int count, uint8_t* out) {
-  for (int i = 0; i < count; ++i) {
-    const uint8_t* in = row + static_cast<size_t>(axis.first[static_cast<size_t>(i)]) * C;
-    const int32_t* weights =
-        axis.weights.data() + static_cast<size_t>(i) * static_cast<size_t>(axis.width);
-    int32_t sum[C];
-    for (int c = 0; c < C; ++c) sum[c] = 1 << (kPillowBits - 1);
-    for (int k = 0; k < axis.taps[static_cast<size_t>(i)]; ++k) {
-      for (int c = 0; c < C; ++c) sum[c] += in[k * C + c] * weights[k];
-    }
-    for (int c = 0; c < C; ++c) out[i * C + c] = PillowClip(sum[c]);
-  }
-}
-
-RgbImage ResizePillow(const Window& in, const Span& across, const Span& down, Kernel kernel) {
-  const PillowAxis x_axis = MakePillowAxis(across, in.width, kernel);
-  const PillowAxis y_axis = MakePillowAxis(down, in.height, kernel);
-  RgbImage out = BlankImage(across.count, down.count, in.channels);
-  const size_t stride = static_cast<size_t>(across.count) * static_cast<size_t>(in.channels);
-  // Rows that the vertical pass reads, resized across.
-  const int first_row = y_axis.first.front();
-  const int rows = y_axis.first.back() + y_axis.taps.back() - first_row;
-  std::vector<uint8_t> between(static_cast<size_t>(rows) * stride);
-  for (int y = 0; y < rows; ++y) {
-    const uint8_t* row = in.pixels + static_cast<size_t>(first_row + y) * in.stride;
-    uint8_t* to = between.data() + static_cast<size_t>(y) * stride;
-    if (in.channels == 3) {
-      PillowRow<3>(row, x_axis, across.count, to);
-    } else {
-      PillowRow<1>(row, x_axis, across.count, to);
-    }
-  }
-  std::vector<int32_t> sums(stride);
-  for (int y = 0; y < down.count; ++y) {
-    const auto output = static_cast<size_t>(y);
-    std::fill(sums.begin(), sums.end(), 1 << (kPillowBits - 1));
-    for (int k = 0; k < y_axis.taps[output]; ++k) {
-      const int32_t weight =
-          y_axis.weights[output * static_cast<size_t>(y_axis.width) + static_cast<size_t>(k)];
-      const uint8_t* row =
-          between.data() + static_cast<size_t>(y_axis.first[output] - first_row + k) * stride;
-      for (size_t i = 0; i < stride; ++i) sums[i] += row[i] * weight;
-    }
-    uint8_t* to = out.pixels.data() + output * stride;
-    for (size_t i = 0; i < stride; ++i) to[i] = PillowClip(sums[i]);
-  }
-  return out;
-}
-
-// ---- OpenCV's resampling without antialiasing (resize.cpp of OpenCV 4): 2 or 4 taps, weights are
-// 11-bit fixed point, the horizontal pass isn't rounded. Equal to cv::resize within one level: its
-// vectorised cubic pass rounds in float.
-
-constexpr int kOpenCvBits = 11;
-constexpr int kMaxTaps = 4;
-
-struct OpenCvAxis {
-  std::vector<std::array<int, kMaxTaps>> inputs;  // clamped to the window
-  std::vector<std::array<int32_t, kMaxTaps>> weights;
-  int taps = 0;
-};
-
-OpenCvAxis MakeOpenCvAxis(const Span& span, int in_size, Kernel kernel) {
-  OpenCvAxis axis;
-  axis.taps = kernel == Kernel::kBicubic ? 4 : 2;
-  const double scale = 1.0 / (static_cast<double>(span.size) / span.length);
-  for (int i = 0; i < span.count; ++i) {
-    auto x =
-        static_cast<float>(span.start + (static_cast<double>(span.begin + i) + 0.5) * scale - 0.5);
-    const int base = static_cast<int>(std::floor(x));
-    x -= static_cast<float>(base);
-    std::array<float, kMaxTaps> exact{};
-    if (kernel == Kernel::kBicubic) {
-      constexpr float a = -0.75f;
-      exact[0] = ((a * (x + 1) - 5 * a) * (x + 1) + 8 * a) * (x + 1) - 4 * a;
-      exact[1] = ((a + 2) * x - (a + 3)) * x * x + 1;
-      exact[2] = ((a + 2) * (1 - x) - (a + 3)) * (1 - x) * (1 - x) + 1;
-      exact[3] = 1.f - exact[0] - exact[1] - exact[2];
-    } else {
-      exact[0] = 1.f - x;
-      exact[1] = x;
-    }
-    std::array<int, kMaxTaps> inputs{};
-    std::array<int32_t, kMaxTaps> weights{};
-    for (int k = 0; k < axis.taps; ++k) {
-      const auto tap = static_cast<size_t>(k);
-      inputs[tap] = std::clamp(base + k - (axis.taps / 2 - 1), 0, in_size - 1);
-      weights[tap] = static_cast<int32_t>(std::lrint(exact[tap] * (1 << kOpenCvBits)));
-    }
-    axis.inputs.push_back(inputs);
-    axis.weights.push_back(weights);
-  }
-  return axis;
-}
-
-RgbImage ResizeOpenCv(const Window& in, const Span& across, const Span& down, Kernel kernel) {
-  const OpenCvAxis x_axis = MakeOpenCvAxis(across, in.width, kernel);
-  const OpenCvAxis y_axis = MakeOpenCvAxis(down, in.height, kernel);
-  RgbImage out = BlankImage(across.count, down.count, in.channels);
-  const auto channels = static_cast<size_t>(in.channels);
-  const size_t stride = static_cast<size_t>(across.count) * channels;
-  const int first_row = y_axis.inputs.front().front();
-  const int rows = y_axis.inputs.back()[static_cast<size_t>(y_axis.taps - 1)] - first_row + 1;
-  std::vector<int32_t> between(static_cast<size_t>(rows) * stride);
-  std::vector<bool> done(static_cast<size_t>(rows), false);  // a strong reduction skips rows
-  const auto across_row = [&](int y) {
-    const auto index = static_cast<size_t>(y - first_row);
-    int32_t* to = between.data() + index * stride;
-    if (done[index]) return to;
-    done[index] = true;
-    const uint8_t* row = in.pixels + static_cast<size_t>(y) * in.stride;
-    for (size_t x = 0; x < x_axis.inputs.size(); ++x) {
-      for (size_t c = 0; c < channels; ++c) {
-        int32_t sum = 0;
-        for (int k = 0; k < x_axis.taps; ++k) {
-          const auto tap = static_cast<size_t>(k);
-          sum += row[static_cast<size_t>(x_axis.inputs[x][tap]) * channels + c] *
-                 x_axis.weights[x][tap];
-        }
-        to[x * channels + c] = sum;
-      }
-    }
-    return to;
-  };
-  for (size_t y = 0; y < y_axis.inputs.size(); ++y) {
-    std::array<const int32_t*, kMaxTaps> from{};
-    for (int k = 0; k < y_axis.taps; ++k) {
-      from[static_cast<size_t>(k)] = across_row(y_axis.inputs[y][static_cast<size_t>(k)]);
-    }
-    const std::array<int32_t, kMaxTaps>& w = y_axis.weights[y];
-    uint8_t* to = out.pixels.data() + y * stride;
-    for (size_t i = 0; i < stride; ++i) {
-      int32_t value = 0;
-      if (kernel == Kernel::kBicubic) {
-        const int32_t sum =
-            from[0][i] * w[0] + from[1][i] * w[1] + from[2][i] * w[2] + from[3][i] * w[3];
-        value = (sum + (1 << (2 * kOpenCvBits - 1))) >> (2 * kOpenCvBits);
-      } else {
-        value = (((w[0] * (from[0][i] >> 4)) >> 16) + ((w[1] * (from[1][i] >> 4)) >> 16) + 2) >> 2;
-      }
-      to[i] = static_cast<uint8_t>(std::clamp(value, 0, 255));
-    }
-  }
-  return out;
-}
-
-RgbImage ResizeWindow(const Window& in, const Span& across, const Span& down, Kernel kernel,
-                      bool antialias) {
-  return antialias ? ResizePillow(in, across, down, kernel)
-                   : ResizeOpenCv(in, across, down, kernel);
-}
-
-Window WholeOf(const RgbImage& image) {
-  return {.pixels = image.pixels.data(),
-          .stride = static_cast<size_t>(image.width) * static_cast<size_t>(image.channels),
-          .width = image.width,
-          .height = image.height,
-          .channels = image.channels};
-}
 
 absl::Status Bad(absl::string_view field, absl::string_view text) {
   return absl::InvalidArgumentError(absl::StrCat("preprocessing.", field, " ", text));
@@ -296,16 +60,16 @@ RgbImage ResizedCrop(const RgbImage& image, const v1::Resize& resize, int crop) 
     return (int64_t{side} * resize.side() + (round ? shorter / 2 : 0)) / shorter;
   };
   const auto span = [&](int side) {
-    Span s;
+    resample::Span s;
     s.length = side;
     s.size = scaled(side);
     s.begin = CropBegin(s.size, crop, antialias);
     s.count = crop;
     return s;
   };
-  return ResizeWindow(WholeOf(image), span(image.width), span(image.height),
-                      resize.kernel() == "bicubic" ? Kernel::kBicubic : Kernel::kBilinear,
-                      antialias);
+  return resample::Resample(resample::WholeOf(image), span(image.width), span(image.height),
+                            resize.kernel() == "bicubic" ? Kernel::kBicubic : Kernel::kBilinear,
+                            antialias);
 }
 
 absl::StatusOr<RgbImage> PaddedCrop(const RgbImage& image, const v1::Pad& pad, int crop) {
@@ -435,16 +199,16 @@ RgbImage ResizeBox(const RgbImage& image, double x, double y, double width, doub
   const int top = std::clamp(static_cast<int>(std::floor(y)), 0, image.height - 1);
   const int right = std::clamp(static_cast<int>(std::ceil(x + width)), left + 1, image.width);
   const int bottom = std::clamp(static_cast<int>(std::ceil(y + height)), top + 1, image.height);
-  Window window = WholeOf(image);
+  resample::Window window = resample::WholeOf(image);
   window.pixels += static_cast<size_t>(top) * window.stride +
                    static_cast<size_t>(left) * static_cast<size_t>(image.channels);
   window.width = right - left;
   window.height = bottom - top;
-  const Span across = {
+  const resample::Span across = {
       .start = x - left, .length = width, .size = out_width, .begin = 0, .count = out_width};
-  const Span down = {
+  const resample::Span down = {
       .start = y - top, .length = height, .size = out_height, .begin = 0, .count = out_height};
-  return ResizeWindow(window, across, down, kernel, antialias);
+  return resample::Resample(window, across, down, kernel, antialias);
 }
 
 }  // namespace pyramid

@@ -16,6 +16,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "model/exception_guard.h"
+#include "model/kernels/patches.h"
 
 namespace pyramid {
 namespace {
@@ -176,6 +178,11 @@ struct AttentionImpl : nn::Module {
     const Tensor mixed = torch::scaled_dot_product_attention(queries, keys, values);
     return proj(mixed.transpose(1, 2).reshape({pictures, -1, channels}));  // [B, N, C]
   }
+
+  int64_t reduction() const { return sr_ratio_; }
+  // Null where there is no reduction.
+  const nn::Conv2d& sr() const { return sr_; }
+  const nn::LayerNorm& sr_norm() const { return norm_; }
 
   nn::Linear q;
   nn::Linear kv;
@@ -355,6 +362,7 @@ struct PvtV2Impl::Parts {
   nn::Linear head{nullptr};
   std::vector<double> drop_rates;  // per block
   DropPathKey key;
+  std::optional<FusedOps> fused;
 };
 
 PvtV2Impl::PvtV2Impl(const v1::NetworkConfig& config, double drop_path_rate)
@@ -403,6 +411,11 @@ Tensor PvtV2Impl::forward(Tensor x) {
               x.size(3), "; ", parts_->config.variant(), " takes ", smallest, "x", smallest,
               " pixels or more.");
 
+  if (x.device().is_cpu() && x.scalar_type() == torch::kFloat32 && !x.requires_grad() &&
+      Fuses(x.size(2), x.size(3))) {
+    return FusedForward(x);
+  }
+
   const int64_t pictures = x.size(0);
   Tensor scales;
   if (is_training() && parts_->drop_rates.back() > 0) {
@@ -429,6 +442,74 @@ Tensor PvtV2Impl::forward(Tensor x) {
   }
   return parts_->head(For(parts_->head, x.mean({2, 3})));  // [B, num_classes]
 }
+
+namespace {
+
+FusedParameter Of(const nn::Linear& layer) { return {layer->weight, layer->bias}; }
+FusedParameter Of(const nn::Conv2d& layer) { return {layer->weight, layer->bias}; }
+FusedParameter Of(const nn::LayerNorm& layer) { return {layer->weight, layer->bias}; }
+
+}  // namespace
+
+bool PvtV2Impl::Fuses(int64_t height, int64_t width) const {
+  if (!parts_->fused.has_value() || parts_->variant->linear) return false;
+  const bool same = NumericsFrom(parts_->config.numerics()).pad_same;
+  for (int s = 0; s < 4; ++s) {
+    const int64_t stride = s == 0 ? 4 : 2, sr = parts_->variant->sr_ratios[s];
+    height = (height + stride - 1) / stride;
+    width = (width + stride - 1) / stride;
+    if (kernels::ReductionSide(height, sr, same).outputs *
+            kernels::ReductionSide(width, sr, same).outputs >
+        kernels::kMostKeys) {
+      return false;
+    }
+  }
+  return true;
+}
+
+Tensor PvtV2Impl::FusedForward(const Tensor& x) {
+  const FusedOps& ops = *parts_->fused;
+  const Numerics numerics = NumericsFrom(parts_->config.numerics());
+  Tensor scales;
+  if (is_training() && parts_->drop_rates.back() > 0) {
+    scales = parts_->DropPathScales(x.size(0), torch::TensorOptions(torch::kFloat32)).flatten(2);
+  }
+  Tensor tokens = x;
+  MapSize size{x.size(2), x.size(3)};
+  int64_t index = 0;
+  for (Parts::Stage& stage : parts_->stages) {
+    const auto& options = stage.patch_embed->proj->options;
+    const int64_t kernel = options.kernel_size()->at(0), stride = options.stride()->at(0);
+    tokens = FusedPatchEmbed(ops, tokens, size, kernel, stride, numerics.pad_same,
+                             Of(stage.patch_embed->proj), Of(stage.patch_embed->norm),
+                             numerics.eps_outer);
+    size = {(size.height + stride - 1) / stride, (size.width + stride - 1) / stride};
+    for (Block& block : stage.blocks) {
+      const bool drops = scales.defined() && parts_->drop_rates[index] > 0;
+      const Attention& attention = block->attn;
+      const bool reduces = attention->reduction() > 1;
+      const FusedAttentionShape shape{
+          .size = size,
+          .heads = parts_->variant->heads[&stage - parts_->stages.data()],
+          .reduction = attention->reduction(),
+          .pad_same = numerics.pad_same,
+          .eps_block = numerics.eps_block,
+          .eps_outer = numerics.eps_outer};
+      tokens = FusedAttention(ops, tokens, drops ? scales[index][0] : Tensor(), shape,
+                              Of(block->norm1), Of(attention->q), Of(attention->kv),
+                              Of(attention->proj), reduces ? Of(attention->sr()) : FusedParameter(),
+                              reduces ? Of(attention->sr_norm()) : FusedParameter());
+      tokens = FusedMlp(ops, tokens, drops ? scales[index][1] : Tensor(), size, numerics.gelu_tanh,
+                        numerics.eps_block, Of(block->norm2), Of(block->mlp->fc1),
+                        Of(block->mlp->dwconv->dwconv), Of(block->mlp->fc2));
+      ++index;
+    }
+    tokens = FusedNorm(ops, tokens, Of(stage.norm), numerics.eps_block);
+  }
+  return parts_->head(tokens.to(torch::kFloat32).mean(1));
+}
+
+void PvtV2Impl::Fuse(const FusedOps& ops) { parts_->fused = ops; }
 
 void PvtV2Impl::Initialize(uint64_t seed) {
   // Official rules; the order and the generator are ours, so that the same seed gives the same

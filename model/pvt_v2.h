@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "model/fused_training.h"
 #include "model/variants.h"
 #include "proto/model.pb.h"
 
@@ -41,10 +42,18 @@ class PvtV2Impl : public torch::nn::Module {
   void Initialize(uint64_t seed);
 
   void set_drop_path_key(const DropPathKey& key);
+
+  // From now on forward computes with fused kernels (fused_training.h) where they fit: pictures in
+  // f32 on the CPU, not the linear variant, at most kernels::kMostKeys keys. Else the plain path.
+  void Fuse(const FusedOps& ops);
+  // Does forward fuse pictures of this size (on the CPU, f32)?
+  bool Fuses(int64_t height, int64_t width) const;
+
   const v1::NetworkConfig& config() const;
 
  private:
   struct Parts;
+  torch::Tensor FusedForward(const torch::Tensor& x);
   std::unique_ptr<Parts> parts_;
 };
 TORCH_MODULE(PvtV2);

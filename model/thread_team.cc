@@ -14,8 +14,8 @@
 namespace pyramid {
 namespace {
 
-// About 20 µs: longer than the wait between two layers, shorter than a scheduler's slice.
-constexpr int kSpins = 4000;
+// About 20 µs (a pause takes 140 cycles): longer than the wait between two layers, shorter than a scheduler's slice.
+constexpr int kSpins = 500;
 
 void Pause() {
 #if defined(__x86_64__)

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint.h"
 #include "model/classifier.h"
+#include "model/kernels/probe.h"
 #include "model/recipe.h"
 #include "proto/base/status.h"
 #include "worker/bench_model.h"
@@ -43,13 +44,14 @@ void Print(const char* what, const BenchOptions& options, const BenchResult& res
                                {"images_per_second", std::round(rate * 100) / 100},
                                {"calls", sorted.size()},
                                {"peak_rss_mb", std::round(result.peak_rss_mb)},
-                               {"path", "plain"}};
+                               {"path", result.path}};
   if (!options.json) {
     std::printf(
-        "%s %s, batch %d, %dx%d, %s, %d worker(s), %d thread(s): %.1f images/s (median of %zu), "
-        "%.0f MB\n",
+        "%s %s, batch %d, %dx%d, %s, %d worker(s), %d thread(s), %s: %.1f images/s (median of "
+        "%zu), %.0f MB\n%s",
         what, options.variant.c_str(), options.batch, options.size, options.size,
-        options.dtype.c_str(), options.workers, threads, rate, sorted.size(), result.peak_rss_mb);
+        options.dtype.c_str(), options.workers, threads, result.path.c_str(), rate, sorted.size(),
+        result.peak_rss_mb, result.profile.c_str());
     return;
   }
   std::printf("%s\n", json.dump().c_str());
@@ -59,6 +61,24 @@ absl::Status RunModel(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const BenchResult result, BenchModel(options));
   Print("model", options, result);
   return absl::OkStatus();
+}
+
+int PrintProbe(const BenchOptions& options) {
+  const int threads = options.threads > 0 ? options.threads : ComputeThreads(1);
+  const kernels::Probe probe = kernels::ProbeMachine(threads);
+  if (options.json) {
+    std::printf("%s\n", nlohmann::json({{"bench", "probe"},
+                                        {"threads", threads},
+                                        {"fma_gflops", std::round(probe.fma_gflops)},
+                                        {"amx_gflops", std::round(probe.amx_gflops)}})
+                            .dump()
+                            .c_str());
+  } else {
+    std::printf(
+        "probe, %d thread(s): f32 multiply-adds %.0f GFLOP/s, bf16 tile products %.0f GFLOP/s\n",
+        threads, probe.fma_gflops, probe.amx_gflops);
+  }
+  return kExitDone;
 }
 
 }  // namespace
@@ -81,18 +101,27 @@ int BenchCommand(const Arguments& arguments) {
         ->check(CLI::Range(1, 1024));
     command->add_option("--seconds", options.seconds, "To measure")->check(CLI::Range(0.1, 3600.0));
     command->add_option("--classes", options.classes)->check(CLI::Range(1, 1000000));
+    command->add_option("--mode", options.mode, "G: fused and packed kernels; F: plain LibTorch")
+        ->check(CLI::IsMember({"G", "F"}));
     command->add_flag("--json", options.json, "One JSON object on standard output");
   };
   CLI::App* model =
       app.add_subcommand("model", "The network alone, as it serves: floats in, logits out.");
   CLI::App* train = app.add_subcommand(
       "train", "Whole training steps: forward, backward, gradients' sums over workers, AdamW.");
+  CLI::App* probe = app.add_subcommand(
+      "probe", "What the machine does at most right now: f32 multiply-adds, bf16 tile products.");
   add(model);
   add(train);
+  model->add_flag("--profile", options.profile, "A table of the parts: time, GFLOP/s");
+  probe->add_option("--threads", options.threads, "Default: the machine's cores")
+      ->check(CLI::Range(1, 1024));
+  probe->add_flag("--json", options.json, "One JSON object on standard output");
   train->add_option("--workers", options.workers, "Processes, data parallel")
       ->check(CLI::Range(1, 64));
   int code = 0;
   if (!ParseOrExplain(app, arguments, code)) return code;
+  if (probe->parsed()) return PrintProbe(options);
   if (const auto known = VariantNames();
       std::find(known.begin(), known.end(), options.variant) == known.end()) {
     std::string names;

@@ -3,17 +3,21 @@
 #include <torch/torch.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <filesystem>
 #include <system_error>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "model/checkpoint.h"
 #include "model/classifier.h"
+#include "model/packed_network.h"
 #include "model/pvt_v2.h"
 #include "model/recipe.h"
 #include "model/tensors.h"
+#include "model/variants.h"
 #include "proto/base/status.h"
 #include "worker/data/random.h"
 #include "worker/trainer.h"
@@ -40,6 +44,35 @@ absl::Status WriteFresh(const BenchOptions& options, const std::filesystem::path
   return WriteCheckpoint(folder, manifest, {{std::string(kWeightsFile), weights}}).status();
 }
 
+// Each part's time, its work and the rate, beside what the machine does at most.
+absl::StatusOr<std::string> ProfileTable(Classifier& classifier, std::span<const float> pixels,
+                                         const BenchOptions& options) {
+  constexpr int kCalls = 20;
+  ForwardProfile profile;
+  for (int call = 0; call < kCalls; ++call) {
+    RETURN_IF_ERROR(
+        classifier.Profile(pixels, options.batch, options.size, options.size, &profile));
+  }
+  const std::array<double, 4 * ForwardProfile::kParts> work =
+      ForwardWork(*FindVariant(options.variant), options.size, options.size, options.classes);
+  double sum = 0;
+  for (const double seconds : profile.seconds) sum += seconds;
+  std::string table = absl::StrFormat("%-8s %-12s %10s %7s %10s\n", "stage", "part", "us/image",
+                                      "share", "GFLOP/s");
+  for (int i = 0; i < 4 * ForwardProfile::kParts; ++i) {
+    const double seconds = profile.seconds[i] / (kCalls * options.batch);
+    if (seconds == 0) continue;
+    absl::StrAppendFormat(&table, "%-8d %-12s %10.1f %6.1f%% %10s\n",
+                          i / ForwardProfile::kParts + 1,
+                          ForwardProfile::Name(i % ForwardProfile::kParts), seconds * 1e6,
+                          100 * profile.seconds[i] / sum,
+                          work[i] > 0 ? absl::StrFormat("%.0f", work[i] / seconds / 1e9) : "");
+  }
+  absl::StrAppendFormat(&table, "thread time %.1f us/image; GFLOP/s are a thread's\n",
+                        sum / (kCalls * options.batch) * 1e6);
+  return table;
+}
+
 }  // namespace
 
 absl::StatusOr<BenchResult> BenchModel(const BenchOptions& options) {
@@ -52,7 +85,8 @@ absl::StatusOr<BenchResult> BenchModel(const BenchOptions& options) {
   };
   RETURN_IF_ERROR(WriteFresh(options, folder));
   ASSIGN_OR_RETURN(const std::unique_ptr<Classifier> classifier,
-                   LoadClassifier(folder, {.dtype = options.dtype,
+                   LoadClassifier(folder, {.plain = options.mode == "F",
+                                           .dtype = options.dtype,
                                            .threads = options.threads > 0 ? options.threads
                                                                           : ComputeThreads(1)}));
   std::vector<float> pixels(size_t{1} * options.batch * 3 * options.size * options.size);
@@ -68,6 +102,10 @@ absl::StatusOr<BenchResult> BenchModel(const BenchOptions& options) {
     if (call >= 2) result.step_seconds.push_back(Now() - before);
   }
   result.peak_rss_mb = PeakRssMb();
+  result.path = classifier->path();
+  if (options.profile) {
+    ASSIGN_OR_RETURN(result.profile, ProfileTable(*classifier, pixels, options));
+  }
   return result;
 }
 

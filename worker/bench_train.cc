@@ -67,6 +67,7 @@ absl::StatusOr<BenchResult> BenchTrain(const BenchOptions& options, const Placem
                                         absl::StrCat("image_resize=", options.size),
                                         absl::StrCat("workers=", world),
                                         absl::StrCat("num_classes=", options.classes),
+                                        absl::StrCat("mode=", options.mode),
                                         "drop_path_rate=0.1",
                                         "label_smoothing=0.1",
                                         "weight_decay=0.05"};
@@ -97,6 +98,7 @@ absl::StatusOr<BenchResult> BenchTrain(const BenchOptions& options, const Placem
   std::vector<double> memory = {PeakRssMb()};
   RETURN_IF_ERROR(trainer->Sum(std::span<double>(memory)));
   result.peak_rss_mb = memory[0];
+  result.path = trainer->path();
   return result;
 }
 

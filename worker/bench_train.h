@@ -18,13 +18,17 @@ struct BenchOptions {
   std::string dtype = "fp32";
   int threads = 0;  // of all workers together; 0: the machine's cores
   int workers = 1;
+  std::string mode = "G";  // G: fused and packed, F: plain
   double seconds = 20;
+  bool profile = false;
   bool json = false;
 };
 
 struct BenchResult {
   std::vector<double> step_seconds;  // of each step that counted
   double peak_rss_mb = 0;            // all workers together
+  std::string path;                  // what computed
+  std::string profile;               // a table, if asked for
 };
 
 // One rank: forward, loss, backward with all-reduce, AdamW, as peers.py train does it (label

@@ -7,12 +7,14 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "model/device.h"
 #include "model/exception_guard.h"
+#include "model/kernels/cpu_kernels.h"
 #include "model/tensors.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
@@ -100,6 +102,7 @@ Trainer::Trainer(const Recipe& recipe, PvtV2 network, torch::Device device, Coll
     : recipe_(recipe), network_(std::move(network)), device_(device), collective_(collective) {
   network_->Initialize(static_cast<uint64_t>(recipe.seed));
   network_->to(device_);
+  if (recipe.mode == "G" && device_.is_cpu()) Fuse();
   NamedTensors parameters;
   for (const auto& parameter : network_->named_parameters())
     parameters.emplace_back(parameter.key(), parameter.value());
@@ -137,6 +140,43 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const Recipe& recipe,
   return made;
 }
 
+// Fused kernels where they fit; what doesn't is said once.
+void Trainer::Fuse() {
+  const absl::StatusOr<FusedOps> ops = ChooseFusedOps(recipe_.amp_level == "O0" ? "fp32" : "bf16");
+  if (!ops.ok()) {
+    log::Warning("plain_path", {{"why", ops.status().message()}});
+    return;
+  }
+  network_->Fuse(*ops);
+  fused_ = network_->Fuses(recipe_.image_resize, recipe_.image_resize);
+  if (fused_) {
+    path_ = absl::StrCat("fused ", ops->forward->name);
+  } else {
+    log::Info("plain_path", {{"model", recipe_.model},
+                             {"image_resize", recipe_.image_resize},
+                             {"why", "the linear variant, or too many keys"}});
+  }
+}
+
+absl::StatusOr<const PackedNetwork*> Trainer::Packed() {
+  if (packed_ != nullptr) return packed_.get();
+  const torch::NoGradGuard no_grad;
+  const auto parameters = network_->named_parameters();
+  const char* forced = std::getenv("PYRAMID_KERNELS");
+  ASSIGN_OR_RETURN(
+      const kernels::CpuKernels* kernels,
+      kernels::ChooseCpuKernels(kernels::DetectCpu(), "fp32", forced == nullptr ? "" : forced));
+  ASSIGN_OR_RETURN(
+      packed_, PackedNetwork::Create(network_->config(), *kernels,
+                                     [&](const std::string& name, std::span<float> out) {
+                                       const torch::Tensor value = parameters[name].contiguous();
+                                       std::copy_n(value.const_data_ptr<float>(), out.size(),
+                                                   out.begin());
+                                       return absl::OkStatus();
+                                     }));
+  return packed_.get();
+}
+
 // The reducer lays its buckets out by the order in which the first backward pass brings the
 // gradients. One pass on a black picture settles that before training, so that a resumed run sums
 // in the same order as one that wasn't interrupted.
@@ -158,6 +198,7 @@ void Trainer::SettleBuckets() {
 absl::Status Trainer::ShareState(int64_t steps_done) {
   return ClassifyTorch(
       Guard("sharing rank 0's state", absl::StatusCode::kInternal, [&]() -> absl::Status {
+        packed_.reset();
         std::vector<torch::Tensor> tensors;
         for (const torch::Tensor& parameter : network_->parameters())
           tensors.push_back(parameter.detach());
@@ -171,6 +212,7 @@ absl::Status Trainer::ShareState(int64_t steps_done) {
 absl::StatusOr<StepReport> Trainer::RunStep(Loader& loader, int64_t step, double learning_rate,
                                             const Wishes& wishes, bool measure_norm) {
   auto result = Guard("training", absl::StatusCode::kInternal, [&]() -> absl::StatusOr<StepReport> {
+    packed_.reset();
     StepReport report;
     StepSeconds& seconds = report.seconds;
     Timer timer;
@@ -199,7 +241,7 @@ absl::StatusOr<StepReport> Trainer::RunStep(Loader& loader, int64_t step, double
                                    .first = batch->plan.first_in_batch});
       torch::Tensor loss;
       {
-        const Autocast autocast(recipe_.amp_level != "O0", device_.type());
+        const Autocast autocast(recipe_.amp_level != "O0" && !fused_, device_.type());
         loss = SmoothedCrossEntropySum(network_->forward(pixels), labels, recipe_.label_smoothing);
       }
       const double weight = batch->plan.weightless ? 0.0
@@ -250,6 +292,15 @@ absl::StatusOr<std::vector<float>> Trainer::Logits(std::span<const float> pixels
                                                    int side) {
   return Guard(
       "evaluating", absl::StatusCode::kInternal, [&]() -> absl::StatusOr<std::vector<float>> {
+        if (recipe_.mode == "G" && device_.is_cpu()) {
+          ASSIGN_OR_RETURN(const PackedNetwork* packed, Packed());
+          if (packed->Takes(side, side)) {
+            std::vector<float> logits(static_cast<size_t>(count) *
+                                      network_->config().num_classes());
+            packed->Forward(pixels, count, side, side, at::get_num_threads(), logits);
+            return logits;
+          }
+        }
         const torch::InferenceMode inference;
         network_->eval();
         const torch::Tensor logits = network_->forward(PixelsOf(pixels, count, side, device_))

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "model/packed_network.h"
 #include "model/pvt_v2.h"
 #include "model/recipe.h"
 #include "worker/collective.h"
@@ -73,24 +74,37 @@ class Trainer {
   absl::StatusOr<StepReport> RunStep(Loader& loader, int64_t step, double learning_rate,
                                      const Wishes& wishes, bool measure_norm);
 
-  // Evaluation mode, fp32. [count, channels, side, side] → [count, classes].
+  // Evaluation mode, fp32, as the checkpoint will answer when it is served: packed, in mode F
+  // plain. [count, channels, side, side] → [count, classes].
   absl::StatusOr<std::vector<float>> Logits(std::span<const float> pixels, int count, int side);
 
   // Sums over ranks, in place.
   absl::Status Sum(std::span<double> values);
 
-  PvtV2& network() { return network_; }
+  // For reading and writing weights.
+  PvtV2& network() {
+    packed_.reset();
+    return network_;
+  }
+  // "fused amx-f32math", "plain" …
+  const std::string& path() const { return path_; }
+
   AdamW& optimizer() { return *optimizer_; }
 
  private:
   Trainer(const Recipe& recipe, PvtV2 network, torch::Device device, Collective& collective);
+  void Fuse();
   void SettleBuckets();
+  absl::StatusOr<const PackedNetwork*> Packed();
 
   Recipe recipe_;
   PvtV2 network_;
   torch::Device device_;
   Collective& collective_;
   std::unique_ptr<AdamW> optimizer_;
+  std::string path_ = "plain";
+  bool fused_ = false;
+  std::unique_ptr<const PackedNetwork> packed_;  // of the weights as they are; null: not yet
   torch::Tensor
       shared_;  // loss, images and wishes, summed over ranks during the backward pass; f64
 };

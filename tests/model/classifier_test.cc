@@ -110,9 +110,48 @@ class ClassifierTest : public ::testing::Test {
   std::vector<float> pixels_ = FormulaImage(2, 1, kSide, kSide);
 };
 
-TEST_F(ClassifierTest, AnswersAsTheNetworkDoes) {
+TEST_F(ClassifierTest, ThePackedNetworkAnswersAsThePlainOneDoes) {
   Write();
   ASSERT_OK_AND_ASSIGN(const auto classifier, Load());
+  EXPECT_THAT(classifier->path(), ::testing::StartsWith("packed "));
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits,
+                       classifier->Forward(pixels_, 2, kSide, kSide));
+  const std::vector<float> expected = Logits(manifest_.network(), state_, 2);
+  EXPECT_THAT(logits, ::testing::Pointwise(::testing::FloatNear(3e-5f), expected));
+}
+
+TEST_F(ClassifierTest, InputsWithMoreKeysThanKernelsTakeGoThePlainWay) {
+  Write();
+  ASSERT_OK_AND_ASSIGN(const auto packed, Load());
+  options_.plain = true;
+  ASSERT_OK_AND_ASSIGN(const auto plain, Load());
+  const int height = 520, width = 544;  // 65 x 68 keys in the first stage
+  const std::vector<float> pixels(size_t{1} * manifest_.network().in_channels() * height * width,
+                                  0.5f);
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> a, packed->Forward(pixels, 1, height, width));
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> b, plain->Forward(pixels, 1, height, width));
+  EXPECT_EQ(a, b);
+}
+
+TEST_F(ClassifierTest, Fp16OverflowHandsOverToF32Arithmetic) {
+  // fc1 of the first block so large that its outputs leave fp16's range, fc2 as much smaller.
+  for (auto& [name, tensor] : state_) {
+    if (name == "block1.0.mlp.fc1.weight" || name == "block1.0.mlp.fc1.bias") tensor = tensor * 1e6;
+    if (name == "block1.0.mlp.fc2.weight") tensor = tensor * 1e-6;
+  }
+  Write();
+  ASSERT_OK_AND_ASSIGN(const auto classifier, Load("bf16"));
+  if (classifier->path() == "packed amx") ADD_FAILURE() << "fp16 is still in use";
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits,
+                       classifier->Forward(pixels_, 2, kSide, kSide));
+  for (const float logit : logits) EXPECT_TRUE(std::isfinite(logit));
+}
+
+TEST_F(ClassifierTest, ThePlainPathAnswersAsTheNetworkDoes) {
+  Write();
+  options_.plain = true;
+  ASSERT_OK_AND_ASSIGN(const auto classifier, Load());
+  EXPECT_EQ(classifier->path(), "plain");
   ASSERT_OK_AND_ASSIGN(const std::vector<float> logits,
                        classifier->Forward(pixels_, 2, kSide, kSide));
   EXPECT_EQ(logits, Logits(manifest_.network(), state_, 2));
@@ -165,6 +204,7 @@ TEST_F(ClassifierTest, SeveralThreadsGetTheSameAnswer) {
 
 TEST_F(ClassifierTest, UsesTheNumberOfThreadsAskedFor) {
   Write();
+  options_.plain = true;
   options_.threads = 2;
   ASSERT_OK(Load());
   options_.threads = 1;
