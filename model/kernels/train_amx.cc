@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "model/kernels/amx_internal.h"
 #include "model/kernels/attention.h"
 #include "model/kernels/train_table.h"
 
@@ -18,34 +19,36 @@
 namespace pyramid::kernels {
 namespace {
 
+using amx::LoadTile;
+using amx::MultiplyTiles;
+using amx::StoreTile;
+using amx::ZeroTile;
+
 constexpr int kTile = 512;  // bf16 numbers of a tile: 16 rows of 32
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+// Eight tiles of 16 rows of 64 bytes.
+constexpr amx::TileConfig kFullTiles = {
+    .palette = 1,
+    .start_row = 0,
+    .reserved = {},
+    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
 };
 
-// Eight tiles of 16 rows of 64 bytes. Others of the same thread may have configured them otherwise.
-void ConfigureTiles() {
-  const TileConfig config;
-  asm volatile("" ::"r"(&config) : "memory");  // g++ 12 drops the stores otherwise
-  _tile_loadconfig(&config);
-}
-
-alignas(64) constexpr uint16_t kPairsLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
-                                                37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-                                                11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-alignas(64) constexpr uint16_t kPairsHigh[32] = {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21,
-                                                 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58,
-                                                 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
-
-// Two rows of 32 numbers → 16 pairs (upper row's number first) of columns 0 to 15, or 16 to 31.
+// Two rows of 32 numbers → 16 pairs, the upper row's number first: of the columns that ColumnOf
+// names. (The permutation that would take columns 0 to 15 and 16 to 31 is four times as slow.)
 template <int kHalf>
 TRAIN_INLINE __m512i Pairs(__m512i upper, __m512i lower) {
-  return _mm512_permutex2var_epi16(upper, _mm512_load_si512(kHalf == 0 ? kPairsLow : kPairsHigh),
-                                   lower);
+  return kHalf == 0 ? _mm512_unpacklo_epi16(upper, lower) : _mm512_unpackhi_epi16(upper, lower);
+}
+constexpr int ColumnOf(int half, int lane) { return lane / 4 * 8 + half * 4 + lane % 4; }
+
+// 32 numbers in the columns' own order, from those in the order of pairs.
+TRAIN_INLINE Pair FromPairs(Vec low, Vec high) {
+  return {
+      __builtin_shufflevector(low, high, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23),
+      __builtin_shufflevector(low, high, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30,
+                              31)};
 }
 
 TRAIN_INLINE __mmask32 FirstOf32(int count) {
@@ -62,9 +65,13 @@ struct Square {
   int rows;
   __mmask32 columns;
 
+  // kWhole: 32 or more of both.
+  template <bool kWhole>
   TRAIN_INLINE __m512i Row(int r) const {
+    if constexpr (kWhole) return _mm512_loadu_si512(at + r * stride);
     return r < rows ? _mm512_maskz_loadu_epi16(columns, at + r * stride) : _mm512_setzero_si512();
   }
+  TRAIN_INLINE bool Whole() const { return rows >= 32 && columns == 0xffffffffu; }
   TRAIN_INLINE Square Below(int r) const { return {at + r * stride, stride, rows - r, columns}; }
 };
 
@@ -80,103 +87,144 @@ TRAIN_INLINE void TransposePairs(__m512i (&rows)[16]) {
 
 // --- Linear ---
 
-// Rows of dy and x that are brought into tiles at a time, and columns of the left operand.
-constexpr int kPanelRows = 512;
-constexpr int kPanelColumns = 512;
+// A panel: the rows of dy and x that are brought into tiles at a time, and columns of the left
+// operand. The left operand's part of it is kept, that of the right one goes by 32 columns.
+constexpr int kPanelRows = 256;
+constexpr int kLeftNumbers = 512 * 512;
+// With no more than 32 columns on the left nothing is used twice, and fewer panels mean fewer
+// additions to dw; the right operand's squares then take turns in the same memory.
+constexpr int kNarrowPanelRows = kLeftNumbers / 32;
+constexpr int kSteps = kPanelRows / 32;
+constexpr int kAlways = 1 << 30;  // places enough for every square
 
-// Two tiles of a 32x32 square: row pairs, columns 0 to 15 and 16 to 31. `sums`: null, or 32 floats
-// to which the columns' sums are added.
-void PackRight(const Square& from, uint16_t* to, float* sums) {
+// Adds the columns' sums of a tile of pairs to `sums`, 16 floats.
+TRAIN_INLINE void AddPairs(const uint16_t* tile, float* sums) {
   const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-  Vec low_sum = {}, high_sum = {};
-#pragma GCC unroll 4
+  Vec sum[4] = {Load(sums), {}, {}, {}};
+#pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    const __m512i upper = from.Row(2 * i), lower = from.Row(2 * i + 1);
-    const __m512i low = Pairs<0>(upper, lower), high = Pairs<1>(upper, lower);
-    _mm512_store_si512(to + 32 * i, low);
-    _mm512_store_si512(to + kTile + 32 * i, high);
-    if (sums != nullptr) {
-      low_sum = _mm512_dpbf16_ps(low_sum, (__m512bh)low, ones);
-      high_sum = _mm512_dpbf16_ps(high_sum, (__m512bh)high, ones);
+    const __m512i pairs = _mm512_load_si512(tile + 32 * i);
+    sum[i % 4] = _mm512_dpbf16_ps(sum[i % 4], (__m512bh)pairs, ones);
+  }
+  Store((sum[0] + sum[1]) + (sum[2] + sum[3]), sums);
+}
+
+// A square as two right tiles, columns in the order of pairs. `sums`: null, or 32 floats to which
+// the columns' sums are added, in the same order.
+template <bool kWhole>
+TRAIN_INLINE void PackRight(Square from, uint16_t* to, float* sums) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    const __m512i upper = from.Row<kWhole>(2 * i), lower = from.Row<kWhole>(2 * i + 1);
+    _mm512_store_si512(to + 32 * i, Pairs<0>(upper, lower));
+    _mm512_store_si512(to + kTile + 32 * i, Pairs<1>(upper, lower));
+  }
+  if (sums != nullptr) {
+    AddPairs(to, sums);
+    AddPairs(to + kTile, sums + 16);
+  }
+}
+
+// As two left tiles: transposed, columns as rows in their own order.
+template <bool kWhole>
+TRAIN_INLINE void PackLeft(Square from, uint16_t* to, float* sums) {
+  alignas(64) uint16_t pairs[2 * kTile];
+  PackRight<kWhole>(from, pairs, sums);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m512i rows[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_load_si512(pairs + half * kTile + 32 * i);
+    TransposePairs(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(to + 32 * ColumnOf(half, i), rows[i]);
+  }
+}
+
+// Up to 32 columns of an operand in a panel: where they come from and their squares' tiles.
+struct Strip {
+  Square from;
+  uint16_t* tiles;
+  int places;   // squares that `tiles` holds, a power of two: they take turns
+  float* sums;  // as PackRight's
+};
+
+// square[32][32] = leftᵀ · right, columns in the order of pairs. What isn't packed yet is packed
+// one step before it is multiplied, so that the vector unit and the tiles work at the same time.
+template <bool kPackLeft, bool kPackRight>
+void MultiplyStrips(Strip left, Strip right, int steps, float* square) {
+  const auto place = [](const Strip& strip, int step) __attribute__((always_inline)) {
+    return strip.tiles + (step & (strip.places - 1)) * (2 * kTile);
+  };
+  const auto pack = [&](int step) __attribute__((always_inline)) {
+    if constexpr (kPackLeft) {
+      const Square from = left.from.Below(32 * step);
+      if (from.Whole()) {
+        PackLeft<true>(from, place(left, step), left.sums);
+      } else {
+        PackLeft<false>(from, place(left, step), left.sums);
+      }
     }
-  }
-  if (sums != nullptr) {
-    Store(Load(sums) + low_sum, sums);
-    Store(Load(sums + 16) + high_sum, sums + 16);
-  }
-}
-
-// The same square transposed: two tiles, columns 0 to 15 and 16 to 31 as their rows.
-template <int kHalf>
-TRAIN_INLINE void PackLeftHalf(const Square& from, uint16_t* to, float* sums) {
-  const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-  __m512i rows[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) rows[i] = Pairs<kHalf>(from.Row(2 * i), from.Row(2 * i + 1));
-  if (sums != nullptr) {
-    Vec sum[2] = {Load(sums + 16 * kHalf), {}};
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) sum[i & 1] = _mm512_dpbf16_ps(sum[i & 1], (__m512bh)rows[i], ones);
-    Store(sum[0] + sum[1], sums + 16 * kHalf);
-  }
-  TransposePairs(rows);
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) _mm512_store_si512(to + kHalf * kTile + 32 * i, rows[i]);
-}
-void PackLeft(const Square& from, uint16_t* to, float* sums) {
-  PackLeftHalf<0>(from, to, sums);
-  PackLeftHalf<1>(from, to, sums);
-}
-
-// c[32][32] (+)= left · right over `steps` squares, two tiles each.
-void MultiplySquares(const uint16_t* left, const uint16_t* right, int steps, float* c,
-                     int64_t c_stride, bool add) {
-  const int64_t bytes = c_stride * static_cast<int64_t>(sizeof(float));
-  float* const lower = c + 16 * c_stride;
-  if (add) {
-    _tile_loadd(0, c, bytes);
-    _tile_loadd(1, c + 16, bytes);
-    _tile_loadd(2, lower, bytes);
-    _tile_loadd(3, lower + 16, bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+    if constexpr (kPackRight) {
+      const Square from = right.from.Below(32 * step);
+      if (from.Whole()) {
+        PackRight<true>(from, place(right, step), right.sums);
+      } else {
+        PackRight<false>(from, place(right, step), right.sums);
+      }
+    }
+  };
+  ZeroTile<0>();
+  ZeroTile<1>();
+  ZeroTile<2>();
+  ZeroTile<3>();
+  pack(0);
   for (int step = 0; step < steps; ++step) {
-    _tile_loadd(4, left, 64);
-    _tile_loadd(6, right, 64);
-    _tile_loadd(7, right + kTile, 64);
-    _tile_loadd(5, left + kTile, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    left += 2 * kTile;
-    right += 2 * kTile;
+    if (step + 1 < steps) pack(step + 1);
+    const uint16_t* a = place(left, step);
+    const uint16_t* b = place(right, step);
+    LoadTile<4>(a, 64);
+    LoadTile<6>(b, 64);
+    LoadTile<7>(b + kTile, 64);
+    LoadTile<5>(a + kTile, 64);
+    MultiplyTiles<0, 4, 6>();
+    MultiplyTiles<1, 4, 7>();
+    MultiplyTiles<2, 5, 6>();
+    MultiplyTiles<3, 5, 7>();
   }
-  _tile_stored(0, c, bytes);
-  _tile_stored(1, c + 16, bytes);
-  _tile_stored(2, lower, bytes);
-  _tile_stored(3, lower + 16, bytes);
+  StoreTile<0>(square, 128);
+  StoreTile<1>(square + 16, 128);
+  StoreTile<2>(square + 16 * 32, 128);
+  StoreTile<3>(square + 16 * 32 + 16, 128);
 }
 
-// to[i][j] += square[i][j] (or [j][i] if turned), for i < rows and j < columns, both up to 32.
-void AddSquare(const float* square, bool turned, int rows, int columns, float* to, int64_t stride) {
-  for (int i = 0; i < rows; i += 16) {
-    for (int j = 0; j < columns; j += 16) {
-      const float* corner = turned ? square + j * 32 + i : square + i * 32 + j;
+TRAIN_INLINE void AddMasked(Vec x, __mmask16 mask, float* to) {
+  _mm512_mask_storeu_ps(to, mask, _mm512_maskz_loadu_ps(mask, to) + x);
+}
+
+// to[i][j] += square[i][j], for i < rows and j < columns.
+void AddSquare(const float* square, int rows, int columns, float* to, int64_t stride) {
+  const __mmask16 low = FirstOf16(columns), high = FirstOf16(columns - 16);
+  for (int i = 0; i < rows && i < 32; ++i) {
+    const Pair row = FromPairs(Load(square + 32 * i), Load(square + 32 * i + 16));
+    AddMasked(row.first, low, to + i * stride);
+    AddMasked(row.second, high, to + i * stride + 16);
+  }
+}
+
+// to[i][j] += square[j][i], the same.
+void AddTurnedSquare(const float* square, int rows, int columns, float* to, int64_t stride) {
+  for (int half = 0; half < 2; ++half) {
+    for (int j = 0; j < columns && j < 32; j += 16) {
       Vec part[16];
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) part[r] = Load(corner + 32 * r);
-      if (turned) Transpose(part);
+      for (int r = 0; r < 16; ++r) part[r] = Load(square + (j + r) * 32 + 16 * half);
+      Transpose(part);
       const __mmask16 mask = FirstOf16(columns - j);
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {
-        if (i + r >= rows) break;
-        float* at = to + (i + r) * stride + j;
-        _mm512_mask_storeu_ps(at, mask, _mm512_maskz_loadu_ps(mask, at) + part[r]);
+        const int row = ColumnOf(half, r);
+        if (row < rows) AddMasked(part[r], mask, to + row * stride + j);
       }
     }
   }
@@ -194,59 +242,55 @@ int Rounded32(int n) { return (n + 31) / 32 * 32; }
 // five times as long as interleaving it, turning the result costs per panel: the left one is the
 // narrower where the saving is larger (factor measured: train_kernels_bench).
 void LinearGrad(const LinearGradParams& p) {
-  alignas(64) static thread_local uint16_t left_panel[kPanelRows * kPanelColumns];
-  alignas(64) static thread_local uint16_t right_panel[kPanelRows * 32];
+  alignas(64) static thread_local uint16_t left_tiles[kLeftNumbers];
+  alignas(64) static thread_local uint16_t right_tiles[kPanelRows * 32];
   alignas(64) float square[32 * 32];
-  ConfigureTiles();
-  const int64_t panel = p.m < kPanelRows ? p.m : kPanelRows;
-  const bool turned = (int64_t{p.n} - p.k) * panel > 2 * int64_t{p.n} * p.k;
+  amx::UseTiles(kFullTiles);
   const Operand dy = {static_cast<const uint16_t*>(p.dy), p.ldy, p.n};
   const Operand x = {static_cast<const uint16_t*>(p.x), p.ldx, p.k};
+  const int64_t together = p.m < kPanelRows ? p.m : kPanelRows;
+  const bool turned = (int64_t{p.n} - p.k) * together > int64_t{p.n} * p.k;
   const Operand left = turned ? x : dy, right = turned ? dy : x;
+  const int most_rows = left.columns <= 32 ? kNarrowPanelRows : kPanelRows;
+  const int panel_columns = kLeftNumbers / most_rows;
+  // As many panels as needed, of equal height.
+  const int64_t panels = (p.m + most_rows - 1) / most_rows;
+  const int panel_rows = Rounded32(static_cast<int>((p.m + panels - 1) / panels));
 
-  // The part of an operand's columns from `first` on, 32 at most, in rows m to m + rows.
+  // Columns `first` to `first` + 31 of an operand in rows m to m + rows.
   const auto part = [](const Operand& from, int64_t m, int rows, int first) {
     return Square{from.at + m * from.stride + first, from.stride, rows,
                   FirstOf32(from.columns - first)};
   };
-
-  for (int64_t m = 0; m < p.m; m += kPanelRows) {
-    const int rows = static_cast<int>(p.m - m < kPanelRows ? p.m - m : kPanelRows);
+  for (int64_t m = 0; m < p.m; m += panel_rows) {
+    const int rows = static_cast<int>(p.m - m < panel_rows ? p.m - m : panel_rows);
     const int steps = Rounded32(rows) / 32;
-    for (int i = 0; i < left.columns; i += kPanelColumns) {
-      const int end = left.columns < i + kPanelColumns ? left.columns : i + kPanelColumns;
-      for (int l = i; l < end; l += 32) {
-        const Square from = part(left, m, rows, l);
-        float sums[32] = {};
-        float* const wanted = p.db != nullptr && !turned ? sums : nullptr;
-        for (int step = 0; step < steps; ++step) {
-          PackLeft(from.Below(32 * step),
-                   left_panel + ((l - i) / 32 * steps + step) * int64_t{2 * kTile}, wanted);
-        }
-        if (wanted != nullptr) {
-          for (int c = 0; c < 32 && l + c < p.n; ++c) p.db[l + c] += sums[c];
-        }
-      }
+    for (int i = 0; i < left.columns; i += panel_columns) {
+      const int end = left.columns < i + panel_columns ? left.columns : i + panel_columns;
       for (int r = 0; r < right.columns; r += 32) {
-        const Square from = part(right, m, rows, r);
-        float sums[32] = {};
-        float* const wanted = p.db != nullptr && turned && i == 0 ? sums : nullptr;
-        for (int step = 0; step < steps; ++step) {
-          PackRight(from.Below(32 * step), right_panel + step * 2 * kTile, wanted);
-        }
-        if (wanted != nullptr) {
-          for (int c = 0; c < 32 && r + c < p.n; ++c) p.db[r + c] += sums[c];
-        }
         for (int l = i; l < end; l += 32) {
-          const uint16_t* from_left = left_panel + (l - i) / 32 * steps * int64_t{2 * kTile};
+          const bool first_l = l == i, first_r = r == 0;
           const int n = turned ? r : l, k = turned ? l : r;
-          float* dw = p.dw + int64_t{n} * p.k + k;
-          if (!turned && n + 32 <= p.n && k + 32 <= p.k) {
-            MultiplySquares(from_left, right_panel, steps, dw, p.k, true);
-          } else {
-            MultiplySquares(from_left, right_panel, steps, square, 32, false);
-            AddSquare(square, turned, p.n - n < 32 ? p.n - n : 32, p.k - k < 32 ? p.k - k : 32, dw,
-                      p.k);
+          // dy's columns are summed when they are packed for the first time.
+          float sums[32] = {};
+          const bool sum = p.db != nullptr && (turned ? first_l && i == 0 : first_r);
+          const Strip left_strip = {part(left, m, rows, l),
+                                    left_tiles + (l - i) / 32 * steps * int64_t{2 * kTile}, kAlways,
+                                    sum && !turned ? sums : nullptr};
+          const Strip right_strip = {part(right, m, rows, r), right_tiles,
+                                     left.columns <= 32 ? 2 : kSteps,
+                                     sum && turned ? sums : nullptr};
+          const auto multiply =
+              first_r ? (first_l ? MultiplyStrips<true, true> : MultiplyStrips<true, false>)
+                      : (first_l ? MultiplyStrips<false, true> : MultiplyStrips<false, false>);
+          multiply(left_strip, right_strip, steps, square);
+          (turned ? AddTurnedSquare : AddSquare)(square, p.n - n, p.k - k,
+                                                 p.dw + int64_t{n} * p.k + k, p.k);
+          if (sum) {
+            for (int lane = 0; lane < 32; ++lane) {
+              const int column = ColumnOf(lane / 16, lane % 16);
+              if (n + column < p.n) p.db[n + column] += sums[lane];
+            }
           }
         }
       }
@@ -324,7 +368,7 @@ void TurnKeys(const uint16_t* from, int keys, int d, uint16_t* to) {
   alignas(64) uint16_t tiles[2 * kTile];
   for (int key = 0; key < keys; key += 32) {
     for (int i = 0; i < d; i += 32) {
-      PackLeft({from + key * d + i, d, 32, 0xffffffffu}, tiles, nullptr);
+      PackLeft<true>({from + key * d + i, d, 32, 0xffffffffu}, tiles, nullptr);
       for (int r = 0; r < 32; ++r) {
         _mm512_store_si512(to + int64_t{i + r} * keys + key, _mm512_load_si512(tiles + 32 * r));
       }
@@ -334,25 +378,25 @@ void TurnKeys(const uint16_t* from, int keys, int d, uint16_t* to) {
 
 // 32 rows of queries as right operands: `turned` for the sums over d, `pairs` for those over
 // queries.
-void PackQueries(const uint16_t* from, int64_t ld, int count, int d, uint16_t* turned,
+template <bool kWhole>
+void PackQueries(const uint16_t* queries, int64_t ld, int count, int d, uint16_t* turned,
                  uint16_t* pairs) {
   for (int i = 0; i < d; i += 32) {
-    const Square square = {from + i, ld, count, 0xffffffffu};
-#pragma GCC unroll 4
+    const Square from = {queries + i, ld, count, 0xffffffffu};
+#pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) {
-      const __m512i upper = square.Row(2 * r), lower = square.Row(2 * r + 1);
+      const __m512i upper = from.Row<kWhole>(2 * r), lower = from.Row<kWhole>(2 * r + 1);
       _mm512_store_si512(pairs + (r * d + i) * 2, Pairs<0>(upper, lower));
       _mm512_store_si512(pairs + (r * d + i + 16) * 2, Pairs<1>(upper, lower));
     }
     for (int half = 0; half < 2; ++half) {
       __m512i rows[16];
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) rows[r] = square.Row(16 * half + r);
+      for (int r = 0; r < 16; ++r) rows[r] = from.Row<kWhole>(16 * half + r);
       TransposePairs(rows);
+      uint16_t* tile = turned + (half * (d / 32) + i / 32) * kTile;
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) {
-        _mm512_store_si512(turned + (half * (d / 32) + i / 32) * kTile + 32 * r, rows[r]);
-      }
+      for (int r = 0; r < 16; ++r) _mm512_store_si512(tile + 32 * r, rows[r]);
     }
   }
 }
@@ -361,25 +405,25 @@ void PackQueries(const uint16_t* from, int64_t ld, int count, int d, uint16_t* t
 void KeysByQueries(const uint16_t* keys, int rows, int d, const uint16_t* queries, float* to) {
   const int steps = d / 32;
   for (int key = 0; key < rows; key += 32) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    ZeroTile<0>();
+    ZeroTile<1>();
+    ZeroTile<2>();
+    ZeroTile<3>();
     for (int step = 0; step < steps; ++step) {
       const uint16_t* left = keys + key * d + 32 * step;
-      _tile_loadd(4, left, 2 * d);
-      _tile_loadd(6, queries + step * kTile, 64);
-      _tile_loadd(7, queries + (steps + step) * kTile, 64);
-      _tile_loadd(5, left + 16 * d, 2 * d);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      LoadTile<4>(left, 2 * d);
+      LoadTile<6>(queries + step * kTile, 64);
+      LoadTile<7>(queries + (steps + step) * kTile, 64);
+      LoadTile<5>(left + 16 * d, 2 * d);
+      MultiplyTiles<0, 4, 6>();
+      MultiplyTiles<1, 4, 7>();
+      MultiplyTiles<2, 5, 6>();
+      MultiplyTiles<3, 5, 7>();
     }
-    _tile_stored(0, to + key * 32, 128);
-    _tile_stored(1, to + key * 32 + 16, 128);
-    _tile_stored(2, to + (key + 16) * 32, 128);
-    _tile_stored(3, to + (key + 16) * 32 + 16, 128);
+    StoreTile<0>(to + key * 32, 128);
+    StoreTile<1>(to + key * 32 + 16, 128);
+    StoreTile<2>(to + (key + 16) * 32, 128);
+    StoreTile<3>(to + (key + 16) * 32 + 16, 128);
   }
 }
 
@@ -416,31 +460,31 @@ void Probabilities(const AttentionScratch& s, int keys, int rounded, int part) {
   }
 }
 
-// dq of up to 32 queries: Kᵀ·dS, turned back.
+// dq of up to 32 queries: Kᵀ·dS, turned back. Columns of dS are in the order of pairs.
 void QueryGrad(const AttentionScratch& s, int rounded, int d, uint16_t* dq, int64_t ld, int count) {
   for (int i = 0; i < d; i += 32) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    ZeroTile<0>();
+    ZeroTile<1>();
+    ZeroTile<2>();
+    ZeroTile<3>();
     for (int key = 0; key < rounded; key += 32) {
       const uint16_t* left = s.k_turned + i * rounded + key;
       const uint16_t* right = s.ds_pairs + key * 32;
-      _tile_loadd(4, left, 2 * rounded);
-      _tile_loadd(6, right, 128);
-      _tile_loadd(7, right + 32, 128);
-      _tile_loadd(5, left + 16 * rounded, 2 * rounded);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      LoadTile<4>(left, 2 * rounded);
+      LoadTile<6>(right, 128);
+      LoadTile<7>(right + 32, 128);
+      LoadTile<5>(left + 16 * rounded, 2 * rounded);
+      MultiplyTiles<0, 4, 6>();
+      MultiplyTiles<1, 4, 7>();
+      MultiplyTiles<2, 5, 6>();
+      MultiplyTiles<3, 5, 7>();
     }
     float* turned = s.dq + i * 32;
-    _tile_stored(0, turned, 128);
-    _tile_stored(1, turned + 16, 128);
-    _tile_stored(2, turned + 16 * 32, 128);
-    _tile_stored(3, turned + 16 * 32 + 16, 128);
-    for (int half = 0; 16 * half < count; ++half) {
+    StoreTile<0>(turned, 128);
+    StoreTile<1>(turned + 16, 128);
+    StoreTile<2>(turned + 16 * 32, 128);
+    StoreTile<3>(turned + 16 * 32 + 16, 128);
+    for (int half = 0; half < 2; ++half) {
       __m512i rows[16];
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {
@@ -450,7 +494,8 @@ void QueryGrad(const AttentionScratch& s, int rounded, int d, uint16_t* dq, int6
       TransposePairs(rows);
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {
-        if (16 * half + r < count) _mm512_storeu_si512(dq + (16 * half + r) * ld + i, rows[r]);
+        const int query = ColumnOf(half, r);
+        if (query < count) _mm512_storeu_si512(dq + query * ld + i, rows[r]);
       }
     }
   }
@@ -463,32 +508,32 @@ void SumOverQueries(const uint16_t* left, const uint16_t* right, int rounded, in
     for (int i = 0; i < d; i += 32) {
       float* upper = to + key * d + i;
       float* lower = upper + 16 * d;
-      _tile_loadd(0, upper, 4 * d);
-      _tile_loadd(1, upper + 16, 4 * d);
-      _tile_loadd(2, lower, 4 * d);
-      _tile_loadd(3, lower + 16, 4 * d);
+      LoadTile<0>(upper, 4 * d);
+      LoadTile<1>(upper + 16, 4 * d);
+      LoadTile<2>(lower, 4 * d);
+      LoadTile<3>(lower + 16, 4 * d);
       for (int part = 0; part < parts; ++part) {
         const uint16_t* a = left + key * kQueryPanel + 32 * part;
         const uint16_t* b = right + (16 * part * d + i) * 2;
-        _tile_loadd(4, a, 2 * kQueryPanel);
-        _tile_loadd(6, b, 4 * d);
-        _tile_loadd(7, b + 32, 4 * d);
-        _tile_loadd(5, a + 16 * kQueryPanel, 2 * kQueryPanel);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        LoadTile<4>(a, 2 * kQueryPanel);
+        LoadTile<6>(b, 4 * d);
+        LoadTile<7>(b + 32, 4 * d);
+        LoadTile<5>(a + 16 * kQueryPanel, 2 * kQueryPanel);
+        MultiplyTiles<0, 4, 6>();
+        MultiplyTiles<1, 4, 7>();
+        MultiplyTiles<2, 5, 6>();
+        MultiplyTiles<3, 5, 7>();
       }
-      _tile_stored(0, upper, 4 * d);
-      _tile_stored(1, upper + 16, 4 * d);
-      _tile_stored(2, lower, 4 * d);
-      _tile_stored(3, lower + 16, 4 * d);
+      StoreTile<0>(upper, 4 * d);
+      StoreTile<1>(upper + 16, 4 * d);
+      StoreTile<2>(lower, 4 * d);
+      StoreTile<3>(lower + 16, 4 * d);
     }
   }
 }
 
 void AttentionGrad(const AttentionGradParams& p) {
-  ConfigureTiles();
+  amx::UseTiles(kFullTiles);
   const int keys = p.keys, d = p.d, rounded = Rounded32(keys);
   float* const aligned =
       reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p.scratch) + 63) & ~uintptr_t{63});
@@ -505,10 +550,11 @@ void AttentionGrad(const AttentionGradParams& p) {
     for (; parts < kQueryPanel / 32 && begin + 32 * parts < p.queries; ++parts) {
       const int64_t query = begin + 32 * parts;
       const int count = static_cast<int>(p.queries - query < 32 ? p.queries - query : 32);
-      PackQueries(static_cast<const uint16_t*>(p.q) + query * p.ld, p.ld, count, d, s.q,
-                  s.q_pairs + 32 * parts * d);
-      PackQueries(static_cast<const uint16_t*>(p.dout) + query * p.ld, p.ld, count, d, s.dout,
-                  s.dout_pairs + 32 * parts * d);
+      const auto pack = count == 32 ? PackQueries<true> : PackQueries<false>;
+      pack(static_cast<const uint16_t*>(p.q) + query * p.ld, p.ld, count, d, s.q,
+           s.q_pairs + 32 * parts * d);
+      pack(static_cast<const uint16_t*>(p.dout) + query * p.ld, p.ld, count, d, s.dout,
+           s.dout_pairs + 32 * parts * d);
       KeysByQueries(s.k, rounded, d, s.q, s.scores);
       KeysByQueries(s.v, rounded, d, s.dout, s.dp);
       Probabilities(s, keys, rounded, parts);
@@ -517,9 +563,9 @@ void AttentionGrad(const AttentionGradParams& p) {
     SumOverQueries(s.p, s.dout_pairs, rounded, d, parts, s.dv);
     SumOverQueries(s.ds, s.q_pairs, rounded, d, parts, s.dk);
   }
-  for (int i = 0; i < keys * d; i += 16) {
-    Store(Load(p.dk + i) + Load(s.dk + i), p.dk + i);
-    Store(Load(p.dv + i) + Load(s.dv + i), p.dv + i);
+  for (int i = 0; i < keys * d; i += 32) {
+    AddSquare(s.dk + i, 1, 32, p.dk + i, 32);
+    AddSquare(s.dv + i, 1, 32, p.dv + i, 32);
   }
 }
 

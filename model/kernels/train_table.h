@@ -66,7 +66,7 @@ struct DwconvGeluGradParams {
   void* dhidden;        // [n, height, width, c]
   float* dweight;       // [9][c]
   float* dbias;         // [c]
-  float* scratch;       // dwconv_grad_scratch_floats(width, c)
+  float* scratch;       // dwconv_grad_scratch_floats(width, c); aligned to 64 bytes
   int n;
   int height;
   int width;
@@ -77,7 +77,9 @@ struct DwconvGeluGradParams {
 };
 
 // Backward of one head's softmax(q·kᵀ)·v, scores as base-2 exponents (q is scaled by the caller,
-// and dq is with respect to the scaled q). Recomputes the probabilities.
+// and dq is with respect to the scaled q: the gradient of 2^score has a factor ln 2). Recomputes
+// the probabilities, and with them sum(dout * out) of a query as sum(P * dP), which bf16 doesn't
+// round: `out` is there for sets that would rather read it.
 struct AttentionGradParams {
   const void* q;     // [queries, d], row stride ld
   const void* k;     // [keys, d], row stride ld_kv
