@@ -2,14 +2,12 @@
 //
 // Scores are f32. Probabilities are bf16, rounded towards zero; the sum they are divided by is
 // computed from the same rounded numbers by a column of ones beside v, so that the rounding has no
-// bias. Base-2 exponents below 30 in size need no maximum subtracted: bf16 has f32's range.
-// Beyond, the whole part of the row's maximum is subtracted from the exponents, which changes
-// nothing but the exponents: the result doesn't depend on a row's neighbours.
+// bias. A whole number added to a row's scores changes nothing but exponents: one is subtracted
+// only if scores are beyond [-31, 32), and a row's result doesn't depend on its neighbours.
 //
 // Keys come in blocks of 32, two tiles of scores; a row of probabilities of a block holds key j and
 // key 16 + j side by side, and v is packed alike. 49 keys, PVT v2's at 224 x 224, are one block, a
 // tile and a tile that is one key wide: 16 queries' scores of it are one vector.
-// The next queries' scores are multiplied while exponentials are computed.
 #include "model/kernels/amx_internal.h"
 
 namespace pyramid::kernels::amx {
@@ -123,43 +121,72 @@ void PackV(const PackKeysParams& p, uint16_t* to) {
 
 // ------------------------------------------------------------------------------------- softmax
 
-// 2^f on [0, 1), relative error 7.5e-5 (tests/bench/fit_gelu_bf16.py): bf16 has 2e-3.
-inline __m512 Fraction(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - ⌊x⌋
-  __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.0780244920f), _mm512_set1_ps(0.226067578f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.695833181f));
-  return _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999925277f));
+// 2^x of 32 numbers at once, to the 8 bits of a bf16: x becomes a 16-bit integer of 1/512ths, which
+// but for a correction looked up for each eighth fraction is 2^x's exponent and mantissa
+// (Schraudolph, "A fast, compact approximation of the exponential function", 1999), 512 (2^f - 1 -
+// f) + 48 here (tests/bench/fit_bf16.py). Relative error 8e-4 rms before rounding towards zero.
+// Tried and lost: reduce, a cubic and scalef in f32 (two times the instructions).
+constexpr float kFractions = 512.0f;
+constexpr float kExponentOffset = 96.0f;  // of the smallest probability, to bf16's 127
+constexpr int kMostCorrection = 48;
+constexpr float kLeast = -kExponentOffset + kMostCorrection / kFractions;  // all below become 0
+constexpr float kLimit = 32.0f;  // from -31 to here x fits, whatever it is among its neighbours
+struct alignas(64) Corrections {
+  uint8_t of[64];
+};
+constexpr Corrections kCorrections = {
+    {33, 31, 29, 28, 26, 24, 22, 21, 19, 18, 16, 15, 14, 12, 11, 10, 9,  8,  8,  7,  6,  6,
+     5,  5,  4,  4,  4,  4,  4,  4,  4,  5,  5,  5,  6,  7,  7,  8,  9,  10, 11, 12, 14, 15,
+     17, 18, 20, 22, 24, 26, 28, 30, 33, 35, 38, 40, 43, 46, 47, 45, 42, 40, 38, 36}};
+
+// An addition that rounds to whole numbers, 1.5 * 2^23, and what the integer begins at.
+constexpr float kRound = 12582912.0f;
+constexpr float kBegin = kRound + kExponentOffset * kFractions - kMostCorrection;
+constexpr int32_t kBits = 0x4b408000;  // of a sum within the limits, but for its last 15
+
+inline __m512i Fixed(__m512 x) {
+  return (__m512i)_mm512_fmadd_ps(x, _mm512_set1_ps(kFractions), _mm512_set1_ps(kBegin));
+}
+// Bits that differ from those of a number within the limits, onto those of others.
+inline __m512i Excess(__m512i so_far, __m512i fixed) {
+  return _mm512_ternarylogic_epi32(so_far, fixed, _mm512_set1_epi32(kBits), 0xf6);  // a | (b ^ c)
+}
+inline bool Any(__m512i excess) {
+  return _mm512_test_epi32_mask(excess, _mm512_set1_epi32(static_cast<int32_t>(0xffff8000))) != 0;
+}
+// bf16 of 32 fixed numbers; those without a bit in `mask` are 0.
+inline __m512i Powers(__m512i fixed, __mmask32 mask) {
+  const __m512i correction = _mm512_maskz_permutexvar_epi8(
+      0x5555555555555555, _mm512_srli_epi16(fixed, 3), _mm512_load_si512(kCorrections.of));
+  return _mm512_maskz_srli_epi16(mask, _mm512_add_epi16(fixed, correction), 2);
 }
 
-inline __m512i Exp2(__m512 x) { return (__m512i)_mm512_scalef_ps(Fraction(x), x); }
-
-// 2^(x - n), n whole.
-inline __m512i Exp2(__m512 x, __m512 n) {
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  return (__m512i)_mm512_scalef_ps(Fraction(x), _mm512_sub_ps(whole, n));
-}
-
-// The first halves of `low` and `high` side by side.
-inline __m512i Pairs(__m512i low, __m512i high) {
-  const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(low, 16), high, mask, 0xf8);  // a | (b & c)
-}
-
-constexpr float kPlainExponent = 30.0f;
-// The larger one in size of each lane.
-inline __m512 Larger(__m512 a, __m512 b) { return _mm512_range_ps(a, b, 0xb); }
-inline bool AnyLarge(__m512 size) {
-  return _mm512_cmp_ps_mask(size, _mm512_set1_ps(kPlainExponent), _CMP_GE_OQ) != 0;
-}
+constexpr __mmask32 kLowHalves = 0x55555555;  // of double words
 
 // One call's constants. Scores of 16 queries: [block][16 queries][32], then (thin) [16] of the last
 // key; probabilities: [block][16 queries][16][2].
 struct Keys {
   const uint16_t* k;
   const uint16_t* v;
-  int blocks;      // of 32
-  __mmask32 last;  // the last block's keys; a thin block's are all there
+  int blocks;            // of 32
+  __mmask32 last;        // the last block's keys, if not thin
+  __mmask32 last_pairs;  // the same in the order of probabilities
 };
+
+inline Keys KeysOf(const void* packed, int keys, int d) {
+  const uint16_t* k = static_cast<const uint16_t*>(packed);
+  const int blocks = Blocks(keys), in_last = keys - (blocks - 1) * kBlock;
+  __mmask32 last = 0, last_pairs = 0;
+  for (int j = 0; j < in_last; ++j) {
+    last |= __mmask32{1} << j;
+    last_pairs |= __mmask32{1} << (j % 16 * 2 + j / 16);
+  }
+  return {.k = k,
+          .v = k + int64_t{blocks} * kBlock * d,
+          .blocks = blocks,
+          .last = last,
+          .last_pairs = last_pairs};
+}
 
 template <int kD, int kBlocks, bool kThin>
 struct Attend {
@@ -203,80 +230,92 @@ struct Attend {
     StoreTile<3>(scores + kScores, 4);
   }
 
-  // exp(score, query): kRow, the function of one vector of scores. Whether a score was large.
-  template <typename Exp>
-  static inline bool Probabilities(const float* scores, const Keys& keys, uint32_t* out,
-                                   const Exp& exp) {
-    __m512 size = _mm512_setzero_ps();
-    const __mmask16 low = static_cast<__mmask16>(keys.last);
-    const __mmask16 high = static_cast<__mmask16>(keys.last >> 16);
+  // Scores → probabilities, each row with a factor of its own. False: scores beyond the limits.
+  static inline bool Probabilities(const float* scores, const Keys& keys, uint32_t* out) {
+    __m512i excess = _mm512_setzero_si512();
     for (int b = 0; b < Full(keys); ++b) {
-      const bool masked = !kThin && b + 1 == Full(keys);
+      const __mmask32 mask = kThin || b + 1 < Full(keys) ? ~__mmask32{0} : keys.last_pairs;
 #pragma GCC unroll 16
       for (int i = 0; i < kQueries; ++i) {
-        const __m512 x = _mm512_load_ps(scores + i * kBlock);
-        const __m512 y = _mm512_load_ps(scores + i * kBlock + 16);
-        __m512i pairs = Pairs(exp(x, i), exp(y, i));
-        if (masked) {
-          pairs = Pairs(_mm512_maskz_mov_epi32(low, exp(x, i)),
-                        _mm512_maskz_mov_epi32(high, exp(y, i)));
-        }
-        size = Larger(size, Larger(x, y));
-        _mm512_store_si512(out + i * 16, pairs);
+        const __m512i low = Fixed(_mm512_load_ps(scores + i * kBlock));
+        const __m512i high = Fixed(_mm512_load_ps(scores + i * kBlock + 16));
+        excess = Excess(Excess(excess, low), high);
+        const __m512i pairs = _mm512_mask_blend_epi16(kLowHalves, _mm512_slli_epi32(high, 16), low);
+        _mm512_store_si512(out + i * 16, Powers(pairs, mask));
       }
       scores += kScores;
       out += kQueries * 16;
     }
-    if (!kThin) return AnyLarge(size);
+    if (!kThin) return !Any(excess);
     alignas(64) uint32_t thin[16];
-    const __m512 last = _mm512_load_ps(scores + kScores);
-    size = Larger(size, last);
-    _mm512_store_si512(
-        thin, _mm512_and_si512(exp(last, -1), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+    const __m512i last = Fixed(_mm512_load_ps(scores + kScores));
+    excess = Excess(excess, last);
+    _mm512_store_si512(thin, _mm512_slli_epi32(last, 16));
 #pragma GCC unroll 16
     for (int i = 0; i < kQueries; ++i) {
-      const __m512 x = _mm512_load_ps(scores + i * kBlock);
-      const __m512i low_half = _mm512_srli_epi32(exp(x, i), 16);
-      size = Larger(size, x);
-      _mm512_store_si512(
-          out + i * 16,
-          _mm512_or_si512(low_half, _mm512_zextsi128_si512(_mm_loadu_si32(thin + i))));
+      const __m512i low = Fixed(_mm512_load_ps(scores + i * kBlock));
+      excess = Excess(excess, low);
+      const __m512i high = _mm512_zextsi128_si512(_mm_loadu_si32(thin + i));
+      const __m512i pairs = _mm512_mask_blend_epi16(kLowHalves, high, low);
+      _mm512_store_si512(out + i * 16, Powers(pairs, kLowHalves | 2));
     }
-    return AnyLarge(size);
+    return !Any(excess);
   }
 
-  // For each query the whole part of its largest score.
-  static void Largest(const float* scores, const Keys& keys, float* out) {
-    __m512 thin = _mm512_set1_ps(-__builtin_inff());
-    if (kThin) thin = _mm512_load_ps(scores + Full(keys) * kScores + kScores);
-    alignas(64) float last[16];
-    _mm512_store_ps(last, thin);
+  // Calls visit(vector of scores, query, its keys) for all of query's scores but the thin one.
+  template <typename Visit>
+  static inline void ForRow(float* scores, const Keys& keys, int query, const Visit& visit) {
+    for (int b = 0; b < Full(keys); ++b) {
+      float* at = scores + b * kScores + query * kBlock;
+      const __mmask32 mask = kThin || b + 1 < Full(keys) ? ~__mmask32{0} : keys.last;
+      visit(at, static_cast<__mmask16>(mask));
+      visit(at + 16, static_cast<__mmask16>(mask >> 16));
+    }
+    if (kThin) visit(scores + Full(keys) * kScores + query * kBlock, __mmask16{0xffff});
+  }
+
+  // Moves each row's scores by a whole number, so that the largest is just within the limits; what
+  // is too small then is 0. 1/512ths are rounded before: rows that were within keep their bits.
+  // Returns the rows that have a NaN or positive infinity.
+  static __attribute__((noinline)) __mmask16 MoveIntoLimits(float* scores, const Keys& keys) {
+    float* thin = scores + Full(keys) * kScores + kScores;
+    __mmask16 broken = 0;
     for (int i = 0; i < kQueries; ++i) {
       __m512 most = _mm512_set1_ps(-3.40282347e38f);
-      for (int b = 0; b < Full(keys); ++b) {
-        const float* at = scores + b * kScores + i * kBlock;
-        const __mmask32 mask = b + 1 == Full(keys) && !kThin ? keys.last : ~__mmask32{0};
-        most = _mm512_mask_max_ps(most, static_cast<__mmask16>(mask), most, _mm512_load_ps(at));
-        most = _mm512_mask_max_ps(most, static_cast<__mmask16>(mask >> 16), most,
-                                  _mm512_load_ps(at + 16));
-      }
+      __mmask16 bad = 0;
+      ForRow(scores, keys, i, [&](const float* at, __mmask16 mask) {
+        const __m512 x = _mm512_load_ps(at);
+        most = _mm512_mask_max_ps(most, mask, most, x);
+        bad |= _mm512_mask_fpclass_ps_mask(mask, x, 0x89);  // NaN, +∞
+      });
+      float largest = _mm512_reduce_max_ps(most);
       if (kThin) {
-        const float* at = scores + Full(keys) * kScores + i * kBlock;
-        most = _mm512_max_ps(most, _mm512_load_ps(at));
-        most = _mm512_max_ps(most, _mm512_set1_ps(last[i]));
+        largest = thin[i] > largest ? thin[i] : largest;
+        bad |= _mm512_fpclass_ps_mask(_mm512_set1_ps(thin[i]), 0x89);
       }
-      out[i] = __builtin_floorf(_mm512_reduce_max_ps(most));
+      if (bad != 0) broken |= static_cast<__mmask16>(1 << i);
+      const __m512 down = _mm512_set1_ps((__builtin_floorf(largest) - (kLimit - 1)) * kFractions);
+      const auto moved = [&](__m512 x) {
+        const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(kFractions)),
+                                                  _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m512 y = _mm512_mul_ps(_mm512_sub_ps(whole, down), _mm512_set1_ps(1 / kFractions));
+        return _mm512_max_ps(y, _mm512_set1_ps(kLeast));
+      };
+      ForRow(scores, keys, i, [&](float* at, __mmask16 mask) {
+        _mm512_mask_store_ps(at, mask, moved(_mm512_load_ps(at)));
+      });
+      if (kThin) thin[i] = _mm512_cvtss_f32(moved(_mm512_set1_ps(thin[i])));
     }
+    return broken;
   }
 
-  static inline void Softmax(const float* scores, const Keys& keys, uint32_t* out) {
-    const auto plain = [](__m512 x, int) __attribute__((always_inline)) { return Exp2(x); };
-    if (!Probabilities(scores, keys, out, plain)) return;
-    alignas(64) float most[kQueries];
-    Largest(scores, keys, most);
-    Probabilities(scores, keys, out, [&](__m512 x, int i) {
-      return Exp2(x, i < 0 ? _mm512_load_ps(most) : _mm512_set1_ps(most[i]));
-    });
+  static inline void Softmax(float* scores, const Keys& keys, uint32_t* out) {
+    if (Probabilities(scores, keys, out)) return;
+    const __mmask16 broken = MoveIntoLimits(scores, keys);
+    Probabilities(scores, keys, out);
+    for (int i = 0; i < kQueries; ++i) {
+      if (broken >> i & 1) out[i * 16] |= 0x7fc0;  // NaN
+    }
   }
 
   // sums [16 queries, kD], and of the probabilities themselves [16].
@@ -342,15 +381,10 @@ struct Attend {
 
   static void Run(const AttentionParams& p) {
     alignas(64) float scores[2][kScoresSize];
-    alignas(64) uint32_t probabilities[kMostBlocks * kQueries * 16];
+    alignas(64) uint32_t probabilities[2][kMostBlocks * kQueries * 16];
     alignas(64) float sums[kQueries * kD], totals[kQueries];
     alignas(64) uint16_t few[kQueries * kD];
-    const int in_last = p.keys - (Blocks(p.keys) - 1) * kBlock;
-    const uint16_t* packed = static_cast<const uint16_t*>(p.packed);
-    const Keys keys = {.k = packed,
-                       .v = packed + Blocks(p.keys) * kBlockElements,
-                       .blocks = Blocks(p.keys),
-                       .last = in_last == kBlock ? ~__mmask32{0} : (__mmask32{1} << in_last) - 1};
+    const Keys keys = KeysOf(p.packed, p.keys, kD);
     const uint16_t* q = static_cast<const uint16_t*>(p.q);
     int64_t stride = p.ld * 2;
     if (p.queries < kQueries) {  // zeros behind
@@ -369,18 +403,22 @@ struct Attend {
     uint16_t* out = static_cast<uint16_t*>(p.out);
     const int behind = static_cast<int>(p.queries < kQueries ? p.queries : kQueries);
 
+    // A group's probabilities are multiplied while the next group's are computed.
     Scores(q, stride, keys, scores[0]);
     int turn = 0;
     for (int64_t at = 0; at < p.queries; at += kQueries) {
+      if (at > 0) Values(probabilities[turn ^ 1], keys, sums, totals);
+      Softmax(scores[turn], keys, probabilities[turn]);
       if (at + kQueries < p.queries) {
         Scores(q + first_of(at + kQueries) * (stride / 2), stride, keys, scores[turn ^ 1]);
       }
-      Softmax(scores[turn], keys, probabilities);
-      Values(probabilities, keys, sums, totals);
-      const int64_t first = first_of(at);
-      Write(sums, totals, out + first * p.ld, p.ld, static_cast<int>(at - first), behind);
+      if (at > 0) Write(sums, totals, out + (at - kQueries) * p.ld, p.ld, 0, kQueries);
       turn ^= 1;
     }
+    const int64_t written = (p.queries - 1) / kQueries * kQueries;
+    Values(probabilities[turn ^ 1], keys, sums, totals);
+    Write(sums, totals, out + first_of(written) * p.ld, p.ld,
+          static_cast<int>(written - first_of(written)), behind);
   }
 };
 

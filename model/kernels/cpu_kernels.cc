@@ -111,10 +111,11 @@ CpuFeatures DetectCpu() {
       features.avx2 && Bit(b, 16) && Bit(b, 30) && Bit(b, 31) && Bit(b, 17) && saves(kAvx512States);
   features.avx512_fp16 = features.avx512 && Bit(d, 23);
   const bool tiles = Bit(d, 22) && Bit(d, 24) && saves(kTileStates);
+  const bool vbmi = Bit(c, 1);
   if (!features.avx512 || !tiles || leaves < 1) return features;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return features;
   const bool avx512_bf16 = Bit(a, 5);
-  features.amx_bf16 = avx512_bf16 && AskForTiles();
+  features.amx_bf16 = avx512_bf16 && vbmi && AskForTiles();
 #endif
   return features;
 }

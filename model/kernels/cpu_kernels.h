@@ -11,7 +11,7 @@ namespace pyramid::kernels {
 struct CpuFeatures {
   bool avx2 = false;      // with FMA
   bool avx512 = false;    // F, BW, VL, DQ
-  bool amx_bf16 = false;  // with AVX512-BF16, granted by the system
+  bool amx_bf16 = false;  // with AVX512-BF16 and VBMI, granted by the system
   bool avx512_fp16 = false;
 };
 CpuFeatures DetectCpu();

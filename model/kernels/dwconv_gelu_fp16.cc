@@ -1,7 +1,7 @@
 // Depthwise 3x3 + GELU in fp16 arithmetic (AVX512-FP16): fp16 hidden rows in, bf16 out.
 //
 // Two output rows a pass share the rows between them. GELU is a table of 32 lines (tests/bench/
-// fit_gelu_bf16.py); the conversion to bf16 is integer arithmetic. Numbers below fp16's smallest
+// fit_bf16.py); the conversion to bf16 is integer arithmetic. Numbers below fp16's smallest
 // normal, 6.1e-5, become 0; infinities and NaN stay (an overflow in front shows in the result).
 // Tried and lost: a polynomial in fp16 (slower, and its tails don't cancel), conversion through
 // f32.

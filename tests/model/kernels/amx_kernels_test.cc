@@ -782,6 +782,21 @@ TEST_P(AmxKernelsTest, AttentionNeverMakesNanOfMinusInfinity) {
   }
 }
 
+TEST_P(AmxKernelsTest, AttentionOfNanIsNanInItsRowOnly) {
+  for (const int keys : {7, 49, 100}) {
+    for (const float broken : {kNaN, kInfinity}) {  // infinity: scores of both signs, or infinite
+      AttentionData data(kernels(), {18, keys, 32}, Values::kUnit);
+      data.q_values[5 * 32 + 2] = broken;
+      data.Pack(kernels());
+      Halves out(data.size());
+      data.Run(kernels(), out.data(), 0, 18);
+      for (int64_t i = 0; i < 18 * 32; ++i) {
+        EXPECT_EQ(std::isnan(FromBf16(out.data()[i])), i / 32 == 5) << keys << ", " << i;
+      }
+    }
+  }
+}
+
 TEST_P(AmxKernelsTest, SplittingTheQueriesChangesNoBit) {
   // Scores around the limit from which on the maximum is subtracted: a group's neighbours decide.
   for (const int d : {32, 64}) {

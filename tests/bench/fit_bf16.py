@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The GELU of the bf16 kernels (model/kernels/dwconv_gelu_fp16.cc, dwconv_gelu_bf16.cc). Needs numpy.
+"""The tables and polynomials of the bf16 kernels (model/kernels/dwconv_gelu_fp16.cc, dwconv_gelu_bf16.cc, amx_attention.cc). Needs numpy.
 
   Table, fp16: gelu(x) = max(x, 0) - m (c0[i] + c1[i] m), where m = min(|x|, 3.875) and i = round(8 m): 32 lines through Q(m), the share
     that is missing. The last line is 0, so that large numbers come out exactly. Printed as fp16 bit patterns.
   Polynomial, f32: gelu(x) = x (1/2 + u p(u^2)), where u is x clamped to [-4, 4] and u p(u^2) is 1/2 at u = 4. Minimax by Lawson's method.
+  2^f of attention: with 9 bits of fraction, 512 (2^f - 1 - f) + 48 for each eighth fraction, from f = 48 / 512 on.
 """
 import math
 import numpy as np
@@ -67,3 +68,6 @@ def polynomial(name, q, x_most=4.0, degree=7):
 for kind, share in (("erf", q_erf), ("tanh", q_tanh)):
     table(kind, share)
     polynomial(kind, share)
+
+shifts = [min(0, round(float(np.mean([512 * (2 ** (f % 512 / 512) - 1) - f % 512 for f in range(8 * i + 48, 8 * i + 56)])))) + 48 for i in range(64)]
+print("2^f: " + ", ".join(map(str, shifts)))
