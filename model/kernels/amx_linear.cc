@@ -4,13 +4,13 @@
 // them into outputs, and the processor does them one after the other unless the program interleaves
 // them. So tiles go to a scratch array, and what is in the scratch is turned into outputs
 // ("finished") while the next block multiplies:
-//   small K   16 x 32 halves alternate between two pairs of tiles: one multiplies while the other
-//             is stored and finished (1.2-1.5x at K = 32)
-//   else      four rows of the last block are finished after each step of K (1.05-1.15x)
-// Where K is large neither rows nor weights stay in the first-level cache: kDeepRows rows share a
-// slice of the weights that does, sums waiting in f32 meanwhile.
-// Tried and lost: prefetching the weights (the path from the second-level cache is full), copying
-// the rows to tiles of their own, integer rounding.
+//   K to 128  16 x 32 halves alternate between two pairs of tiles: one multiplies while the other
+//             is stored and finished (1.06-1.18x at K = 32, 1.06x at 128)
+//   else      four rows of the last block are finished after each step of K (up to 1.1x)
+// From K = 768 on neither rows nor weights stay in the first-level cache: kDeepRows rows share a
+// slice of the weights that does, sums waiting in f32 meanwhile (1.1-1.2x, and 1.4-1.7x with
+// weights beyond the second-level cache). Tried and lost: prefetching the weights (the path from
+// the second-level cache is full), copying the rows to tiles of their own, integer rounding.
 //
 // An output is the same sum in the same order wherever its row stands. The last rows, if less than
 // a tile, are a tile that begins earlier: what it has again is not written again.
