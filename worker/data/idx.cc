@@ -3,6 +3,7 @@
 // or plain.
 #include <zlib.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
 #include <utility>
@@ -23,19 +24,15 @@ constexpr uint32_t kImageMagic = 0x00000803;  // unsigned bytes, three dimension
 constexpr uint32_t kLabelMagic = 0x00000801;  // unsigned bytes, one dimension
 constexpr int64_t kMaxBytes = int64_t{1} << 34;
 
-// zlib reads plain files as they are.
-absl::StatusOr<std::string> ReadMaybeGzip(const fs::path& path) {
-  gzFile file = gzopen(path.c_str(), "rb");
-  if (file == nullptr) return ErrnoStatus(errno, "opening", path);
-  const absl::Cleanup close = [file] { gzclose(file); };
-  gzbuffer(file, 1 << 18);
-  std::string bytes;
-  while (true) {
+// Reads on until `bytes` has `until` bytes or the file ends. zlib reads plain files as they are.
+absl::Status ReadUntil(gzFile file, const fs::path& path, int64_t until, std::string& bytes) {
+  while (static_cast<int64_t>(bytes.size()) < until) {
     const size_t before = bytes.size();
-    constexpr unsigned kPiece = 1 << 22;
-    bytes.resize(before + kPiece);
-    const int got = gzread(file, bytes.data() + before, kPiece);
-    bytes.resize(before + (got > 0 ? got : 0));
+    constexpr int64_t kPiece = 1 << 18;
+    const int64_t wanted = std::min(kPiece, until - static_cast<int64_t>(before));
+    bytes.resize(before + static_cast<size_t>(wanted));
+    const int got = gzread(file, bytes.data() + before, static_cast<unsigned>(wanted));
+    bytes.resize(before + static_cast<size_t>(std::max(got, 0)));
     int error = Z_OK;
     const char* reason = gzerror(file, &error);
     if (got < 0 || (error != Z_OK && error != Z_STREAM_END)) {
@@ -43,12 +40,9 @@ absl::StatusOr<std::string> ReadMaybeGzip(const fs::path& path) {
                                               ": gzip data damaged or cut off after ", bytes.size(),
                                               " unpacked bytes: ", reason));
     }
-    if (got == 0) return bytes;
-    if (static_cast<int64_t>(bytes.size()) > kMaxBytes) {
-      return absl::DataLossError(
-          absl::StrCat(path.string(), ": over ", kMaxBytes, " bytes unpacked"));
-    }
+    if (got == 0) break;
   }
+  return absl::OkStatus();
 }
 
 uint32_t BigEndian(const std::string& bytes, size_t offset) {
@@ -57,11 +51,13 @@ uint32_t BigEndian(const std::string& bytes, size_t offset) {
   return value;
 }
 
-// Reads the header and leaves the dimensions; the data begins after it.
-absl::StatusOr<std::vector<int64_t>> CheckIdx(const fs::path& path, const std::string& bytes,
-                                              uint32_t magic) {
+int64_t HeaderBytes(uint32_t magic) { return 4 + 4 * int64_t{magic & 0xff}; }
+
+// The dimensions that a file's first bytes promise.
+absl::StatusOr<std::vector<int64_t>> CheckHeader(const fs::path& path, const std::string& bytes,
+                                                 uint32_t magic) {
   const int dimensions = static_cast<int>(magic & 0xff);
-  const int64_t header = 4 + 4 * int64_t{dimensions};
+  const int64_t header = HeaderBytes(magic);
   const int64_t size = static_cast<int64_t>(bytes.size());
   if (size >= 4 && BigEndian(bytes, 0) != magic) {
     return absl::DataLossError(absl::StrFormat(
@@ -87,11 +83,40 @@ absl::StatusOr<std::vector<int64_t>> CheckIdx(const fs::path& path, const std::s
     }
     elements *= shape[d];
   }
-  if (size != header + elements) {
-    return absl::DataLossError(absl::StrCat(path.string(), ": ends at offset ", size, ", expected ",
-                                            header + elements, " (", shape[0], " entries)"));
-  }
   return shape;
+}
+
+struct IdxFile {
+  std::string bytes;  // with the header
+  std::vector<int64_t> shape;
+};
+
+// No more is unpacked than the header promises, and a byte to see whether there is more: a small
+// gzip file can hold gigabytes.
+absl::StatusOr<IdxFile> ReadIdx(const fs::path& path, uint32_t magic) {
+  gzFile file = gzopen(path.c_str(), "rb");
+  if (file == nullptr) return ErrnoStatus(errno, "opening", path);
+  const absl::Cleanup close = [file] { gzclose(file); };
+  gzbuffer(file, 1 << 18);
+  IdxFile idx;
+  RETURN_IF_ERROR(ReadUntil(file, path, HeaderBytes(magic), idx.bytes));
+  ASSIGN_OR_RETURN(idx.shape, CheckHeader(path, idx.bytes, magic));
+  int64_t expected = 1;
+  for (const int64_t side : idx.shape) expected *= side;
+  expected += HeaderBytes(magic);
+  std::error_code unknown;
+  const auto on_disk = static_cast<int64_t>(fs::file_size(path, unknown));
+  // A plain file's size is known: without doubling on the way there.
+  if (!unknown) idx.bytes.reserve(static_cast<size_t>(std::min(expected, on_disk) + 1));
+  RETURN_IF_ERROR(ReadUntil(file, path, expected + 1, idx.bytes));
+  const auto size = static_cast<int64_t>(idx.bytes.size());
+  if (size != expected) {
+    const std::string end = size > expected ? absl::StrCat("goes on beyond offset ", expected)
+                                            : absl::StrCat("ends at offset ", size);
+    return absl::DataLossError(absl::StrCat(path.string(), ": ", end, ", expected ", expected, " (",
+                                            idx.shape[0], " entries)"));
+  }
+  return idx;
 }
 
 // "<dir>/<name>", or with ".gz".
@@ -175,21 +200,20 @@ absl::StatusOr<std::unique_ptr<Dataset>> OpenIdx(const fs::path& data_dir, absl:
   }
   ASSIGN_OR_RETURN(const fs::path image_path, FindFile(data_dir, prefix + "-images-idx3-ubyte"));
   ASSIGN_OR_RETURN(const fs::path label_path, FindFile(data_dir, prefix + "-labels-idx1-ubyte"));
-  ASSIGN_OR_RETURN(std::string pixels, ReadMaybeGzip(image_path));
-  ASSIGN_OR_RETURN(std::string labels, ReadMaybeGzip(label_path));
-  ASSIGN_OR_RETURN(const std::vector<int64_t> shape, CheckIdx(image_path, pixels, kImageMagic));
-  ASSIGN_OR_RETURN(const std::vector<int64_t> label_shape,
-                   CheckIdx(label_path, labels, kLabelMagic));
-  if (shape[0] != label_shape[0]) {
-    return absl::DataLossError(absl::StrCat(image_path.string(), " has ", shape[0],
-                                            " pictures but ", label_path.string(), " has ",
-                                            label_shape[0], " labels"));
+  ASSIGN_OR_RETURN(IdxFile pictures, ReadIdx(image_path, kImageMagic));
+  ASSIGN_OR_RETURN(IdxFile labels, ReadIdx(label_path, kLabelMagic));
+  const int64_t count = pictures.shape[0];
+  if (count != labels.shape[0]) {
+    return absl::DataLossError(absl::StrCat(image_path.string(), " has ", count, " pictures but ",
+                                            label_path.string(), " has ", labels.shape[0],
+                                            " labels"));
   }
-  if (shape[0] == 0)
+  if (count == 0)
     return absl::InvalidArgumentError(absl::StrCat(image_path.string(), " holds no pictures"));
   const int class_count = static_cast<int>(classes.size());
-  auto dataset = std::make_unique<IdxDataset>(image_path, std::move(pixels), std::move(labels),
-                                              shape, std::move(classes));
+  auto dataset =
+      std::make_unique<IdxDataset>(image_path, std::move(pictures.bytes), std::move(labels.bytes),
+                                   pictures.shape, std::move(classes));
   RETURN_IF_ERROR(CheckLabels(*dataset, class_count));
   return dataset;
 }

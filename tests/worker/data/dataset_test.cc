@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "proto/base/file.h"
 #include "tests/testing/idx_data.h"
 #include "tests/testing/status_matchers.h"
@@ -117,6 +118,16 @@ TEST_F(IdxTest, ATruncatedFileIsDataLossWithOffsetAndExpectation) {
 TEST_F(IdxTest, AnOverlongFileIsDataLoss) {
   std::ofstream(labels_, std::ios::app) << "x";
   EXPECT_THAT(Open(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("expected 28")));
+}
+
+TEST_F(IdxTest, AGzipFileIsUnpackedNoFurtherThanItsHeaderPromises) {
+  ASSERT_OK_AND_ASSIGN(std::string bytes, ReadFile(images_));
+  const std::string promised = absl::StrCat("goes on beyond offset ", bytes.size());
+  bytes.append(1 << 20, '\0');
+  gzFile out = gzopen(images_.c_str(), "wb");
+  gzwrite(out, bytes.data(), static_cast<unsigned>(bytes.size()));
+  gzclose(out);
+  EXPECT_THAT(Open(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr(promised)));
 }
 
 TEST_F(IdxTest, AHeaderThatPromisesTooMuchIsDataLoss) {
