@@ -67,6 +67,7 @@ def main():
     small = theirs.create(VARIANT, CLASSES)
     left_out = theirs.load(small, after)
     pyramid.report("fine-tuned .ckpt in MindSpore, strict", f"{len(left_out)} names left out {left_out[:3]}", not left_out)
+    pyramid.same("fine-tuned .ckpt by MindCV's loader", theirs.arrays(small), theirs.arrays(theirs.create(VARIANT, CLASSES, after)))
     moved = max(float(np.abs(array - formula.parameter(formula.official(name, "mindcv"), array.shape)).max())
                 for name, array in theirs.arrays(small).items() if not name.startswith("head."))
     pyramid.report("training moved the weights", f"by up to {moved:.1e}", moved > 1e-5)

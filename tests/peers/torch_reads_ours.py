@@ -27,8 +27,8 @@ def main():
             file = pyramid.convert(source, pyramid.path(f"{variant}-{naming}{ending}"), "--naming", naming)
             state = read(file)
             pyramid.same(what, wanted if naming == "timm" else officially, {name: tensor.numpy() for name, tensor in state.items()})
-            # timm's own loader, which also takes official names.
-            model = timm.create_model(variant, checkpoint_path=file).eval()
+            # timm's loader of pretrained files, which takes official names too.
+            model = timm.create_model(variant, pretrained=True, pretrained_cfg_overlay={"file": file}).eval()
             pyramid.same(what + " in timm", wanted, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
             if naming == "timm":
                 model.load_state_dict(state, strict=True)
