@@ -30,7 +30,9 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int64_t kMaxManifestBytes = int64_t{64} << 20;
+// The 21,841 names of ImageNet's whole tree need 0.8 MB. Parsed, a manifest may need forty times
+// its text.
+constexpr size_t kMaxManifestBytes = size_t{3} << 19;
 constexpr int kMaxManifestDepth = 32;
 constexpr absl::string_view kStepPrefix = "step-";
 constexpr size_t kStepDigits = 8;
@@ -73,14 +75,21 @@ int Depth(absl::string_view text) {
   return deepest;
 }
 
-std::string ChecksumOf(const json& tree) {
-  json copy = tree;
-  copy.erase("checksum");
-  return Sha256Hex(copy.dump());
+void SetChecksum(json& tree) {
+  tree.erase("checksum");
+  std::string checksum = Sha256Hex(tree.dump());
+  tree["checksum"] = std::move(checksum);
 }
 
 // The file's text. Indented, keys sorted: the same tree always gives the same bytes.
 std::string TextOf(const json& tree) { return tree.dump(2) + "\n"; }
+
+absl::Status CheckTextSize(absl::string_view text) {
+  if (text.size() <= kMaxManifestBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the manifest would have ", text.size(), " bytes, at most ", kMaxManifestBytes,
+                   " can be read back; use shorter labels or a shorter recipe"));
+}
 
 // Taken from the tree, so that fields this version doesn't know count too. Missing parts count as
 // null.
@@ -123,11 +132,15 @@ absl::StatusOr<json> TreeOf(const v1::Manifest& manifest) {
   }
   json tree = json::parse(text, nullptr, false);
   if (!tree.is_object()) return absl::InternalError("protobuf wrote a manifest that isn't JSON");
-  tree["checksum"] = ChecksumOf(tree);
+  SetChecksum(tree);
   return tree;
 }
 
 absl::StatusOr<Document> ParseDocument(absl::string_view text) {
+  if (text.size() > kMaxManifestBytes) {
+    return absl::DataLossError(absl::StrCat("not a manifest: ", text.size(), " bytes, at most ",
+                                            kMaxManifestBytes, " are read"));
+  }
   if (Depth(text) > kMaxManifestDepth) {
     return absl::DataLossError(
         absl::StrCat("not a manifest: nested deeper than ", kMaxManifestDepth));
@@ -139,11 +152,15 @@ absl::StatusOr<Document> ParseDocument(absl::string_view text) {
   if (checksum == document.tree.end() || !checksum->is_string()) {
     return absl::DataLossError("has no checksum");
   }
-  const std::string computed = ChecksumOf(document.tree);
-  if (checksum->get_ref<const std::string&>() != computed) {
-    return absl::DataLossError(absl::StrCat("checksum is ", checksum->get_ref<const std::string&>(),
-                                            ", its contents give ", computed));
+  std::string stated = std::move(checksum->get_ref<std::string&>());
+  document.tree.erase(checksum);
+  const std::string covered = document.tree.dump();
+  const std::string computed = Sha256Hex(covered);
+  if (stated != computed) {
+    return absl::DataLossError(
+        absl::StrCat("checksum is ", stated, ", its contents give ", computed));
   }
+  document.tree["checksum"] = std::move(stated);
   // Catches what the checksum of the meaning can't see, such as 1e-05 turned into 1E-05.
   if (TextOf(document.tree) != text) {
     return absl::DataLossError("its text isn't in the form in which it is written");
@@ -158,12 +175,10 @@ absl::StatusOr<Document> ParseDocument(absl::string_view text) {
                                                       "; this program reads up to ",
                                                       kManifestVersion, ". Use a newer pyramid"));
   }
-  json known = document.tree;
-  known.erase("checksum");
   google::protobuf::util::JsonParseOptions options;
   options.ignore_unknown_fields = true;
   const auto status =
-      google::protobuf::util::JsonStringToMessage(known.dump(), &document.manifest, options);
+      google::protobuf::util::JsonStringToMessage(covered, &document.manifest, options);
   if (!status.ok()) return absl::DataLossError(absl::StrCat("not a manifest: ", status.ToString()));
   std::set<std::string> names;
   for (const v1::FileEntry& file : document.manifest.files()) {
@@ -177,8 +192,12 @@ absl::StatusOr<Document> ParseDocument(absl::string_view text) {
 
 absl::StatusOr<Document> ReadDocument(const fs::path& folder) {
   const fs::path path = folder / std::string(kManifestFile);
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
-  auto document = ParseDocument(text);
+  const auto text = ReadFile(path, kMaxManifestBytes);
+  if (absl::IsInvalidArgument(text.status())) {  // too large, or a folder
+    return absl::DataLossError(text.status().message());
+  }
+  RETURN_IF_ERROR(text.status());
+  auto document = ParseDocument(*text);
   if (!document.ok()) return Annotate(document.status(), path.string());
   return document;
 }
@@ -313,8 +332,10 @@ absl::StatusOr<v1::Manifest> WriteCheckpoint(const fs::path& folder, v1::Manifes
   ASSIGN_OR_RETURN(json tree, TreeOf(manifest));
   manifest.set_digest(DigestOf(tree));
   tree["digest"] = manifest.digest();
-  tree["checksum"] = ChecksumOf(tree);
-  if (absl::Status status = WriteFolder(folder, TextOf(tree), files); !status.ok()) {
+  SetChecksum(tree);
+  const std::string text = TextOf(tree);
+  RETURN_IF_ERROR(CheckTextSize(text));
+  if (absl::Status status = WriteFolder(folder, text, files); !status.ok()) {
     return Annotate(status, absl::StrCat("saving checkpoint ", folder.string()));
   }
   return manifest;
@@ -371,7 +392,7 @@ absl::StatusOr<v1::Manifest> CopyForServing(const fs::path& from, const fs::path
     if (file.value("name", json()) != std::string(kStateFile)) kept.push_back(file);
   }
   document.tree["files"] = std::move(kept);
-  document.tree["checksum"] = ChecksumOf(document.tree);
+  SetChecksum(document.tree);
   if (absl::Status status = WriteFolder(to, TextOf(document.tree), files); !status.ok()) {
     return Annotate(status, absl::StrCat("copying ", from.string(), " to ", to.string()));
   }
@@ -408,7 +429,9 @@ std::string ManifestDigest(v1::Manifest manifest, absl::string_view weights_sha2
 
 std::string ManifestToJson(const v1::Manifest& manifest) {
   const auto tree = TreeOf(manifest);
-  return tree.ok() ? TextOf(*tree) : "";
+  if (!tree.ok()) return "";
+  std::string text = TextOf(*tree);
+  return CheckTextSize(text).ok() ? text : "";
 }
 
 absl::StatusOr<v1::Manifest> ManifestFromJson(absl::string_view json_text) {

@@ -37,15 +37,16 @@ struct CheckpointFile {
 // parent. Fills in format_version, files, digest, created and created_by and returns the manifest
 // as written. An existing `folder` is left alone: AlreadyExists.
 //   ResourceExhausted  disk full, with the bytes needed and free; nothing is left behind, older
-//   checkpoints are untouched InvalidArgument    no weights among the files, a file's name twice or
-//   not plain, a text that isn't UTF-8
+//                      checkpoints are untouched
+//   InvalidArgument    no weights among the files, a file's name twice or not plain, a text that
+//                      isn't UTF-8, a manifest over 1.5 MiB (labels, recipe)
 absl::StatusOr<v1::Manifest> WriteCheckpoint(const std::filesystem::path& folder,
                                              v1::Manifest manifest,
                                              const std::vector<CheckpointFile>& files);
 
 // Reads and checks the manifest alone.
 //   NotFound           no folder or no manifest
-//   DataLoss           not JSON, or its own checksum is wrong
+//   DataLoss           over 1.5 MiB, not JSON, or its own checksum is wrong
 //   FailedPrecondition written by a newer major version
 absl::StatusOr<v1::Manifest> ReadManifest(const std::filesystem::path& folder);
 
@@ -75,7 +76,7 @@ std::string CheckpointName(int64_t step);
 std::string ManifestDigest(v1::Manifest manifest, absl::string_view weights_sha256);
 
 // The manifest as JSON text, as it stands in the file (with its checksum), and back. Empty if a
-// text of the manifest isn't UTF-8.
+// text of the manifest isn't UTF-8, or it would be over 1.5 MiB, which is the most that is read.
 std::string ManifestToJson(const v1::Manifest& manifest);
 absl::StatusOr<v1::Manifest> ManifestFromJson(absl::string_view json);
 

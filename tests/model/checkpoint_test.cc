@@ -97,6 +97,29 @@ void RewriteManifest(const fs::path& folder, const std::function<void(nlohmann::
   Spill(path, tree.dump(2) + "\n");
 }
 
+TEST(CheckpointTest, AManifestThatCouldNotBeReadBackIsNotWritten) {
+  TempFolder folder;
+  v1::Manifest manifest = ExampleManifest();
+  manifest.mutable_training()->set_recipe(std::string(2 << 20, 'x'));
+  const std::string weights = Tensor("head.weight", 40);
+  EXPECT_THAT(WriteCheckpoint(folder / "step", manifest, {{std::string(kWeightsFile), weights}}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("use shorter labels")));
+  EXPECT_THAT(NamesIn(folder.path()), ::testing::IsEmpty());
+  EXPECT_EQ(ManifestToJson(manifest), "");
+}
+
+TEST(CheckpointTest, AnOverlongManifestIsDataLoss) {
+  TempFolder folder;
+  ASSERT_OK(WriteExample(folder / "step"));
+  RewriteManifest(folder / "step", [](nlohmann::json& tree) {
+    tree["later"] = std::vector<int>(300'000);  // seven bytes each
+  });
+  const auto names_the_limit = StatusIs(absl::StatusCode::kDataLoss, HasSubstr("at most 1572864"));
+  EXPECT_THAT(ReadManifest(folder / "step"), names_the_limit);
+  EXPECT_THAT(ManifestFromJson(Slurp(folder / "step" / std::string(kManifestFile))),
+              names_the_limit);
+}
+
 TEST(CheckpointTest, ReadsBackWhatItWrote) {
   TempFolder folder;
   const absl::Time before = absl::Now();
