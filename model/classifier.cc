@@ -128,10 +128,6 @@ absl::StatusOr<std::unique_ptr<Classifier>> MakePlainClassifier(const Weights& w
 
 }  // namespace
 
-absl::Status Classifier::Profile(std::span<const float>, int, int, int, ForwardProfile*) {
-  return absl::UnimplementedError("the plain path has no profile");
-}
-
 absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem::path& path,
                                                            const ClassifierOptions& options) {
   if (options.dtype != "fp32" && options.dtype != "bf16") {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/weights.h"
 #include "proto/model.pb.h"
@@ -38,8 +39,10 @@ class Classifier {
 
   // As Forward without the answer; adds each part's seconds to `profile`. Unimplemented on the
   // plain path.
-  virtual absl::Status Profile(std::span<const float> pixels, int batch, int height, int width,
-                               ForwardProfile* profile);
+  virtual absl::Status Profile(std::span<const float> /*pixels*/, int /*batch*/, int /*height*/,
+                               int /*width*/, ForwardProfile* /*profile*/) {
+    return absl::UnimplementedError("the plain path has no profile");
+  }
 };
 
 struct ClassifierOptions {
