@@ -44,10 +44,10 @@ absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Classifier> classifier, LoadClassifier(path, options));
   const v1::Manifest& manifest = classifier->manifest();
   const bool by_recipe = flags.pixels == "recipe";
-  const v1::Preprocessing pixels =
+  const v1::Preprocessing preparation =
       by_recipe ? EvalPreprocessingOf(recipe) : manifest.preprocessing();
-  if (pixels.channels() != manifest.network().in_channels()) {
-    return absl::InvalidArgumentError(absl::StrCat("recipe.in_channels is ", pixels.channels(),
+  if (preparation.channels() != manifest.network().in_channels()) {
+    return absl::InvalidArgumentError(absl::StrCat("recipe.in_channels is ", preparation.channels(),
                                                    ", the weights take ",
                                                    manifest.network().in_channels()));
   }
@@ -56,7 +56,7 @@ absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
 
   BadPictures bad(data->size());
   const std::unique_ptr<Loader> loader = MakeEvalLoader(*data,
-                                                        {.preprocessing = pixels,
+                                                        {.preprocessing = preparation,
                                                          .batch = recipe.batch_size,
                                                          .end = data->size(),
                                                          .threads = LoaderThreads(recipe, 1)},
@@ -64,14 +64,14 @@ absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
   std::fprintf(stderr, "Model: %s, origin %s, %s\nPictures: %s, as %s says\n",
                manifest.network().variant().c_str(), manifest.origin().c_str(),
                DescribeNumerics(manifest.network().numerics()).c_str(),
-               DescribePreprocessing(pixels).c_str(),
+               DescribePreprocessing(preparation).c_str(),
                by_recipe ? "the recipe" : "what comes with the weights");
   std::fprintf(stderr, "Num batches: %ld\nStart validating...\n",
                static_cast<long>((data->size() + recipe.batch_size - 1) / recipe.batch_size));
   const absl::Time begin = absl::Now();
   ASSIGN_OR_RETURN(const EvalCounts counts,
                    Evaluate(
-                       *loader, pixels.crop(), recipe.label_smoothing,
+                       *loader, preparation.crop(), recipe.label_smoothing,
                        [&](std::span<const float> pixels, int count, int side) {
                          return classifier->Forward(pixels, count, side, side);
                        },
