@@ -4,6 +4,8 @@
 
 #include <array>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -16,6 +18,15 @@
 #include "proto/base/status.h"
 
 namespace pyramid {
+
+struct Devices::Functions {
+  decltype(&pyramid_device_open) open = nullptr;
+  // Null: the plug-in doesn't record.
+  decltype(&pyramid_device_record) record = nullptr;
+  decltype(&pyramid_device_replay) replay = nullptr;
+  decltype(&pyramid_device_forget) forget = nullptr;
+};
+
 namespace {
 
 constexpr std::array<absl::string_view, 2> kPluginKinds = {"cuda", "npu"};
@@ -27,8 +38,13 @@ int Cores() {
 
 struct Plugin {
   DeviceKind kind;
-  decltype(&pyramid_device_open) open = nullptr;
+  void* library = nullptr;  // null: unusable
 };
+
+template <typename Function>
+Function Symbol(void* library, const char* name) {
+  return reinterpret_cast<Function>(dlsym(library, name));
+}
 
 // dlopen's own text names the file or the library it lacks.
 std::string LoadError() {
@@ -58,12 +74,10 @@ Plugin LoadPlugin(absl::string_view kind, const std::vector<std::filesystem::pat
     plugin.kind.unavailable = absl::StrCat(file, ": ", LoadError());
     return plugin;
   }
-  const auto version = reinterpret_cast<decltype(&pyramid_device_abi_version)>(
-      dlsym(library, "pyramid_device_abi_version"));
-  const auto probe =
-      reinterpret_cast<decltype(&pyramid_device_probe)>(dlsym(library, "pyramid_device_probe"));
-  const auto open =
-      reinterpret_cast<decltype(&pyramid_device_open)>(dlsym(library, "pyramid_device_open"));
+  const auto version =
+      Symbol<decltype(&pyramid_device_abi_version)>(library, "pyramid_device_abi_version");
+  const auto probe = Symbol<decltype(&pyramid_device_probe)>(library, "pyramid_device_probe");
+  const auto open = Symbol<decltype(&pyramid_device_open)>(library, "pyramid_device_open");
   if (version == nullptr) {
     plugin.kind.unavailable = absl::StrCat(file, " isn't a device plug-in: ", LoadError());
     return plugin;
@@ -81,9 +95,27 @@ Plugin LoadPlugin(absl::string_view kind, const std::vector<std::filesystem::pat
     return plugin;
   }
   if (plugin.kind.count == 0) plugin.kind.unavailable = absl::StrCat(file, " finds no device");
-  plugin.open = open;
+  plugin.library = library;
   return plugin;
 }
+
+class RecordedByPlugin : public RecordedWork {
+ public:
+  RecordedByPlugin(void* work, decltype(&pyramid_device_replay) replay,
+                   decltype(&pyramid_device_forget) forget)
+      : work_(work), replay_(replay), forget_(forget) {}
+  ~RecordedByPlugin() override { forget_(work_); }
+  absl::Status Replay() override {
+    std::array<char, 1024> error{};
+    if (replay_(work_, error.data(), static_cast<int>(error.size())) == 0) return absl::OkStatus();
+    return absl::InternalError(error.data());
+  }
+
+ private:
+  void* work_;
+  decltype(&pyramid_device_replay) replay_;
+  decltype(&pyramid_device_forget) forget_;
+};
 
 const Devices& OfThisProgram() {
   static const Devices* devices = [] {
@@ -115,11 +147,18 @@ absl::StatusOr<DeviceName> ParseDevice(absl::string_view text) {
 
 Devices::Devices(const std::vector<std::filesystem::path>& folders) {
   kinds_.push_back({.kind = "cpu", .count = 1});
-  open_.push_back(nullptr);
+  functions_.push_back(nullptr);
   for (absl::string_view kind : kPluginKinds) {
     Plugin plugin = LoadPlugin(kind, folders);
     kinds_.push_back(std::move(plugin.kind));
-    open_.push_back(plugin.open);
+    functions_.push_back(nullptr);
+    if (void* library = plugin.library) {
+      functions_.back() = std::make_shared<const Functions>(Functions{
+          .open = Symbol<decltype(&pyramid_device_open)>(library, "pyramid_device_open"),
+          .record = Symbol<decltype(&pyramid_device_record)>(library, "pyramid_device_record"),
+          .replay = Symbol<decltype(&pyramid_device_replay)>(library, "pyramid_device_replay"),
+          .forget = Symbol<decltype(&pyramid_device_forget)>(library, "pyramid_device_forget")});
+    }
   }
 }
 
@@ -142,12 +181,36 @@ absl::StatusOr<DeviceName> Devices::Open(absl::string_view text) const {
       continue;
     }
     std::array<char, 1024> error{};
-    if (open_[i](name.index, error.data(), static_cast<int>(error.size())) == 0) return name;
+    if (functions_[i]->open(name.index, error.data(), static_cast<int>(error.size())) == 0) {
+      return name;
+    }
     reason = error.data();
     usable.erase(usable.end() - kind.count + name.index);
   }
   return absl::UnavailableError(absl::StrCat(name.kind, ":", name.index, " isn't there (", reason,
                                              "); usable: ", absl::StrJoin(usable, ", ")));
+}
+
+absl::StatusOr<std::unique_ptr<RecordedWork>> Devices::Record(
+    const DeviceName& device, const std::function<void()>& forward) const {
+  for (size_t i = 0; i < kinds_.size(); ++i) {
+    const Functions* plugin = functions_[i].get();
+    if (kinds_[i].kind != device.kind || plugin == nullptr || plugin->record == nullptr ||
+        plugin->replay == nullptr || plugin->forget == nullptr) {
+      continue;
+    }
+    void* work = nullptr;
+    std::array<char, 1024> error{};
+    const auto call = [](void* context) {
+      (*static_cast<const std::function<void()>*>(context))();
+    };
+    if (plugin->record(call, const_cast<std::function<void()>*>(&forward), &work, error.data(),
+                       static_cast<int>(error.size())) != 0) {
+      return absl::InternalError(error.data());
+    }
+    return std::make_unique<RecordedByPlugin>(work, plugin->replay, plugin->forget);
+  }
+  return absl::UnimplementedError(absl::StrCat(device.kind, " records no work"));
 }
 
 std::string Devices::Describe() const {
@@ -171,6 +234,11 @@ absl::StatusOr<DeviceName> OpenDevice(absl::string_view text) {
   ASSIGN_OR_RETURN(const DeviceName name, ParseDevice(text));
   if (name.kind == "cpu") return name;
   return OfThisProgram().Open(text);
+}
+
+absl::StatusOr<std::unique_ptr<RecordedWork>> RecordWork(const DeviceName& device,
+                                                         const std::function<void()>& forward) {
+  return OfThisProgram().Record(device, forward);
 }
 
 std::string DescribeDevices() { return OfThisProgram().Describe(); }

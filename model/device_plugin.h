@@ -23,6 +23,20 @@ int pyramid_device_probe(int* count, char* error, int error_size);
 // Initialises device `index` and makes it the calling thread's current one. May be called again.
 int pyramid_device_open(int index, char* error, int error_size);
 
+// The following three may be missing (all of them): a device without recorded work.
+//
+// Calls `forward(context)` a few times, then once more while recording what it queues on the
+// calling thread's current device, for pyramid_device_replay. `forward` works on tensors that stay
+// where they are, and waits for nothing. `*recorded` belongs to the caller until
+// pyramid_device_forget.
+int pyramid_device_record(void (*forward)(void* context), void* context, void** recorded,
+                          char* error, int error_size);
+
+// Queues the recorded work on the calling thread's current stream. One thread at a time.
+int pyramid_device_replay(void* recorded, char* error, int error_size);
+
+void pyramid_device_forget(void* recorded);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif

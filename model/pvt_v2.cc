@@ -24,6 +24,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "model/device_ops.h"
 #include "model/exception_guard.h"
 #include "model/kernels/patches.h"
 
@@ -40,7 +41,10 @@ struct Numerics {
   bool gelu_tanh = false;  // else erf
   double eps_outer = 1e-5;
   double eps_block = 1e-6;
+  // Not a matter of code bases: the network's switch for a device plug-in's operations.
+  const bool* device_ops = nullptr;
 
+  bool UseDeviceOps() const { return device_ops != nullptr && *device_ops; }
   Tensor Gelu(const Tensor& x) const { return torch::gelu(x, gelu_tanh ? "tanh" : "none"); }
 };
 
@@ -78,6 +82,18 @@ Tensor PadSame(const Tensor& x, int64_t kernel, int64_t stride) {
 
 nn::LayerNorm MakeNorm(int64_t channels, double eps) {
   return nn::LayerNorm(nn::LayerNormOptions({channels}).eps(eps));
+}
+
+// layer(x), by the device's own operation where there is one. For norms whose result a linear layer
+// takes: under autocast it is rounded to that layer's type at once. The norms that begin a stage's
+// residual sum stay plain, and f32.
+Tensor Normalised(nn::LayerNorm layer, const Tensor& x, const Numerics& numerics) {
+  if (numerics.UseDeviceOps()) {
+    const std::optional<Tensor> fused =
+        DeviceLayerNorm(x, layer->weight, layer->bias, layer->options.eps());
+    if (fused.has_value()) return *fused;
+  }
+  return layer->forward(x);
 }
 
 // x + path, or in training x + path·scale with a scale per picture, 0 where the path is dropped.
@@ -125,8 +141,13 @@ struct MlpImpl : nn::Module {
   }
 
   Tensor forward(const Tensor& x, int64_t height, int64_t width) {
-    Tensor hidden = fc1(For(fc1, x));        // [B, N, rC]
-    if (linear_) hidden = hidden.relu();     // the linear variant only
+    Tensor hidden = fc1(For(fc1, x));     // [B, N, rC]
+    if (linear_) hidden = hidden.relu();  // the linear variant only
+    if (numerics_.UseDeviceOps()) {
+      const std::optional<Tensor> fused = DeviceDwconvGelu(
+          hidden, dwconv->dwconv->weight, dwconv->dwconv->bias, height, width, numerics_.gelu_tanh);
+      if (fused.has_value()) return fc2(*fused);
+    }
     hidden = dwconv(hidden, height, width);  // [B, N, rC]
     return fc2(numerics_.Gelu(hidden));      // [B, N, C]
   }
@@ -169,9 +190,15 @@ struct AttentionImpl : nn::Module {
     const Tensor source = sr_.is_empty() ? x : Reduce(x, height, width);  // [B, M, C]
 
     // Official order of kv's outputs: keys of all heads, then values of all heads.
+    const Tensor asked = q(x), answering = kv(source);  // [B, N, C], [B, M, 2C]
+    if (numerics_.UseDeviceOps()) {
+      const std::optional<Tensor> fused =
+          DeviceAttention(asked, answering, heads_, 1 / std::sqrt(static_cast<double>(depth)));
+      if (fused.has_value()) return proj(*fused);
+    }
     const Tensor queries =
-        q(x).view({pictures, -1, heads_, depth}).transpose(1, 2);  // [B, h, N, D]
-    const Tensor pair = kv(source).view({pictures, -1, 2, heads_, depth});
+        asked.view({pictures, -1, heads_, depth}).transpose(1, 2);  // [B, h, N, D]
+    const Tensor pair = answering.view({pictures, -1, 2, heads_, depth});
     const Tensor keys = pair.select(2, 0).transpose(1, 2);    // [B, h, M, D]
     const Tensor values = pair.select(2, 1).transpose(1, 2);  // [B, h, M, D]
     // softmax(q·kᵀ / sqrt(D))·v; sums in f32 also for bf16.
@@ -194,10 +221,11 @@ struct AttentionImpl : nn::Module {
     Tensor map = TokensToMap(x, height, width);
     if (linear_) {
       map = torch::adaptive_avg_pool2d(map, {kPooledSide, kPooledSide});  // [B, C, 7, 7]
-      return For(kv, numerics_.Gelu(norm_(For(norm_, MapToTokens(sr_(map))))));
+      return For(kv,
+                 numerics_.Gelu(Normalised(norm_, For(norm_, MapToTokens(sr_(map))), numerics_)));
     }
     if (numerics_.pad_same) map = PadSame(map, sr_ratio_, sr_ratio_);
-    return For(kv, norm_(For(norm_, ConvolveTiles(map))));
+    return For(kv, Normalised(norm_, For(norm_, ConvolveTiles(map)), numerics_));
   }
 
   // sr_(map) as tokens. Its windows don't overlap, so it is a linear layer over them: forward and
@@ -231,7 +259,8 @@ struct BlockImpl : nn::Module {
       : norm1(MakeNorm(channels, numerics.eps_block)),
         attn(channels, heads, sr, linear, numerics),
         norm2(MakeNorm(channels, numerics.eps_block)),
-        mlp(channels, mlp_ratio, linear, numerics) {
+        mlp(channels, mlp_ratio, linear, numerics),
+        numerics_(numerics) {
     register_module("norm1", norm1);
     register_module("attn", attn);
     register_module("norm2", norm2);
@@ -241,14 +270,18 @@ struct BlockImpl : nn::Module {
   // x [B, N, C] → [B, N, C]; the scales as in AddPath.
   Tensor forward(const Tensor& x, int64_t height, int64_t width, const Tensor& attn_scale,
                  const Tensor& mlp_scale) {
-    const Tensor seen = AddPath(x, attn(norm1(x), height, width), attn_scale);
-    return AddPath(seen, mlp(norm2(seen), height, width), mlp_scale);
+    const Tensor seen =
+        AddPath(x, attn(Normalised(norm1, x, numerics_), height, width), attn_scale);
+    return AddPath(seen, mlp(Normalised(norm2, seen, numerics_), height, width), mlp_scale);
   }
 
   nn::LayerNorm norm1;
   Attention attn;
   nn::LayerNorm norm2;
   Mlp mlp;
+
+ private:
+  Numerics numerics_;
 };
 TORCH_MODULE(Block);
 
@@ -363,13 +396,15 @@ struct PvtV2Impl::Parts {
   std::vector<double> drop_rates;  // per block
   DropPathKey key;
   std::optional<FusedOps> fused;
+  bool device_ops = false;
 };
 
 PvtV2Impl::PvtV2Impl(const v1::NetworkConfig& config, double drop_path_rate)
     : parts_(std::make_unique<Parts>()) {
   const Variant* variant = FindVariant(config.variant());
   TORCH_CHECK(variant != nullptr, "No variant of PVT v2 is called \"", config.variant(), "\".");
-  const Numerics numerics = NumericsFrom(config.numerics());
+  Numerics numerics = NumericsFrom(config.numerics());
+  numerics.device_ops = &parts_->device_ops;
   parts_->config = config;
   parts_->variant = variant;
 
@@ -510,6 +545,8 @@ Tensor PvtV2Impl::FusedForward(const Tensor& x) {
 }
 
 void PvtV2Impl::Fuse(const FusedOps& ops) { parts_->fused = ops; }
+
+void PvtV2Impl::UseDeviceOps() { parts_->device_ops = true; }
 
 void PvtV2Impl::Initialize(uint64_t seed) {
   // Official rules; the order and the generator are ours, so that the same seed gives the same

@@ -46,6 +46,8 @@ class PvtV2Impl : public torch::nn::Module {
   // From now on forward computes with fused kernels (fused_training.h) where they fit: pictures in
   // f32 on the CPU, not the linear variant, at most kernels::kMostKeys keys. Else the plain path.
   void Fuse(const FusedOps& ops);
+  // From now on forward uses what a device plug-in brings along (device_ops.h) where it fits.
+  void UseDeviceOps();
   // Does forward fuse pictures of this size (on the CPU, f32)?
   bool Fuses(int64_t height, int64_t width) const;
 

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "model/device.h"
+#include "model/device_ops.h"
 #include "model/exception_guard.h"
 #include "model/kernels/cpu_kernels.h"
 #include "model/tensors.h"
@@ -103,6 +104,10 @@ Trainer::Trainer(const Recipe& recipe, PvtV2 network, torch::Device device, Coll
   network_->Initialize(static_cast<uint64_t>(recipe.seed));
   network_->to(device_);
   if (recipe.mode == "G" && device_.is_cpu()) Fuse();
+  if (recipe.mode == "G" && !device_.is_cpu() && HasDeviceOps(device_)) {
+    network_->UseDeviceOps();
+    path_ = absl::StrCat("fused ", c10::DeviceTypeName(device_.type(), /*lower_case=*/true));
+  }
   NamedTensors parameters;
   for (const auto& parameter : network_->named_parameters())
     parameters.emplace_back(parameter.key(), parameter.value());

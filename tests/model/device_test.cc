@@ -2,6 +2,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -131,6 +133,36 @@ TEST(DevicesTest, NamesAPluginThatCantBeLoaded) {
   std::ofstream(folder / "libpyramid_cuda.so") << "not a library";
   const Devices devices({folder.path()});
   EXPECT_THAT(devices.Open("cuda"), StatusIs(kUnavailable, HasSubstr("(libpyramid_cuda.so: ")));
+}
+
+TEST(DevicesTest, RecordedWorkRunsAgainAtEachReplay) {
+  const TempFolder folder;
+  const Devices devices({Install(folder, "cuda", "fake_records")});
+  int runs = 0;
+  const std::function<void()> work = [&runs] { ++runs; };
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RecordedWork> recorded,
+                       devices.Record({"cuda", 0}, work));
+  const int recording = runs;
+  EXPECT_OK(recorded->Replay());
+  EXPECT_OK(recorded->Replay());
+  EXPECT_EQ(runs, recording + 2);
+}
+
+TEST(DevicesTest, AReplayThatFailsSaysWhy) {
+  const TempFolder folder;
+  const Devices devices({Install(folder, "cuda", "fake_replay_fails")});
+  const std::function<void()> work = [] {};
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RecordedWork> recorded,
+                       devices.Record({"cuda", 0}, work));
+  EXPECT_THAT(recorded->Replay(), StatusIs(absl::StatusCode::kInternal, "out of memory"));
+}
+
+TEST(DevicesTest, ADeviceThatRecordsNothingSaysSo) {
+  const TempFolder folder;
+  const Devices devices({Install(folder, "cuda", "fake_two_devices")});
+  const auto unimplemented = absl::StatusCode::kUnimplemented;
+  EXPECT_THAT(devices.Record({"cuda", 0}, [] {}), StatusIs(unimplemented, "cuda records no work"));
+  EXPECT_THAT(RecordWork({"cpu", 0}, [] {}), StatusIs(unimplemented, "cpu records no work"));
 }
 
 }  // namespace
