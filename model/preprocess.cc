@@ -97,6 +97,12 @@ absl::StatusOr<RgbImage> PaddedCrop(const RgbImage& image, const v1::Pad& pad, i
   return out;
 }
 
+std::vector<float> Normalised(const RgbImage& image, const v1::Preprocessing& p) {
+  std::vector<float> out(image.pixels.size());
+  Normalise(image, p, out.data());
+  return out;
+}
+
 }  // namespace
 
 RgbImage BlankImage(int width, int height, int channels) {
@@ -162,18 +168,21 @@ absl::StatusOr<RgbImage> ResizeAndCrop(const RgbImage& image, const v1::Preproce
 
 absl::StatusOr<std::vector<float>> Preprocess(const RgbImage& image, const v1::Preprocessing& p) {
   ASSIGN_OR_RETURN(const RgbImage cropped, ResizeAndCrop(image, p));
-  std::vector<float> out(cropped.pixels.size());
-  Normalise(cropped, p, out.data());
-  return out;
+  return Normalised(cropped, p);
 }
 
 absl::StatusOr<std::vector<float>> DecodeAndPreprocess(absl::string_view bytes,
                                                        const v1::Preprocessing& p,
                                                        const DecodeLimits& limits) {
   RETURN_IF_ERROR(CheckPreprocessing(p));
-  ASSIGN_OR_RETURN(const RgbImage image,
-                   DecodeImage(bytes, p.channels(), p.exif() == "apply", limits));
-  return Preprocess(image, p);
+  RgbImage cropped;
+  {
+    // The whole picture, perhaps the largest block of the process, goes back before the next.
+    ASSIGN_OR_RETURN(const RgbImage image,
+                     DecodeImage(bytes, p.channels(), p.exif() == "apply", limits));
+    ASSIGN_OR_RETURN(cropped, ResizeAndCrop(image, p));
+  }
+  return Normalised(cropped, p);
 }
 
 void Normalise(const RgbImage& image, const v1::Preprocessing& p, float* out) {

@@ -28,15 +28,23 @@ struct RgbImage {
 // A black picture.
 RgbImage BlankImage(int width, int height, int channels);
 
+// Held against the file's size and its header before anything is decoded. They bound what decoding
+// costs: at most about 12 bytes of memory a pixel.
 struct DecodeLimits {
   int64_t max_bytes = 32 << 20;     // of the file
-  int64_t max_pixels = 50'000'000;  // as the header says, before anything is decoded
+  int64_t max_pixels = 50'000'000;  // width * height
   int max_side = 32'768;
+  // Pixels that a byte of the file may stand for, in pictures of more than kSmallPicture. Deflate
+  // makes at most 1032 bytes of one, so even a blank grey or RGB PNG passes; blank ones of 1, 2 or
+  // 4 bits and blank lossless WebP may not.
+  int64_t max_pixels_per_byte = 2000;
 };
+inline constexpr int64_t kSmallPicture = 1 << 20;  // pixels
 
-// Decodes a JPEG, PNG, WebP, BMP or GIF (its first picture) into `channels` (1 or 3). Alpha is
-// dropped, 16-bit samples are divided by 257, a palette is looked up, CMYK is taken as Adobe's
-// inverted. `apply_exif`: turned upright by the EXIF orientation.
+// Decodes a JPEG, PNG, WebP, BMP or GIF (its first picture) into `channels` (1 or 3), by its bytes,
+// not by any name. Alpha is dropped, 16-bit samples are divided by 257, a palette is looked up,
+// CMYK and YCCK are taken as Adobe's inverted; colour profiles and gamma are ignored. `apply_exif`:
+// turned upright by the EXIF orientation.
 //   InvalidArgument    empty, not a picture, truncated, or over a limit; names which
 //   ResourceExhausted  out of memory
 absl::StatusOr<RgbImage> DecodeImage(absl::string_view bytes, int channels, bool apply_exif,

@@ -10,8 +10,8 @@
 namespace pyramid::resample {
 namespace {
 
-// Output i is the sum over k < used[i], at least one, of input[start[i] + k] * weights[i * taps + k]. An input
-// before the first is the first, one behind the last the last.
+// Output i is the sum over k < used[i], at least one, of input[start[i] + k] * weights[i * taps +
+// k]. An input before the first is the first, one behind the last the last.
 struct Axis {
   int taps = 0;  // at least any `used`; a multiple of kTapGroup
   std::vector<int> start;
@@ -144,13 +144,15 @@ AcrossAxis SideBySide(const Axis& axis, int in_size, bool cut_in_halves) {
   return packed;
 }
 
-// Bytes of rows that lie one behind the other, each followed by kSlack.
+// The last `count` rows of many, each followed by kSlack.
 struct Rows {
   Rows(size_t row_count, size_t row_bytes)
-      : stride((row_bytes + 2 * kSlack - 1) / kSlack * kSlack),
-        bytes(std::make_unique_for_overwrite<uint8_t[]>(row_count * stride)) {}
-  uint8_t* row(size_t i) const { return bytes.get() + i * stride; }
+      : count(row_count),
+        stride((row_bytes + 2 * kSlack - 1) / kSlack * kSlack),
+        bytes(std::make_unique_for_overwrite<uint8_t[]>(count * stride)) {}
+  uint8_t* row(size_t i) const { return bytes.get() + i % count * stride; }
 
+  size_t count;
   size_t stride;
   std::unique_ptr<uint8_t[]> bytes;
 };
@@ -179,44 +181,22 @@ NeededRows RowsOf(const Axis& down, int height) {
   return needed;
 }
 
-void ResampleAcross(const Window& in, const std::vector<int>& rows, Across job,
-                    void (*loop)(const Across&), const Rows& to) {
+// Resamples needed rows [index, index + kRowGroup) across, each into its place of `ring`.
+void AcrossGroup(const Window& in, const std::vector<int>& needed, size_t index, Across job,
+                 void (*loop)(const Across&), const Rows& copies, const Rows& ring) {
   const size_t row_bytes = static_cast<size_t>(in.width) * static_cast<size_t>(in.channels);
-  Rows copies(kRowGroup, row_bytes);  // of rows so near the picture's end that slack is missing
-  for (size_t y = 0; y < rows.size(); y += kRowGroup) {
-    for (size_t r = 0; r < kRowGroup; ++r) {
-      const size_t index = std::min(y + r, rows.size() - 1);  // the last may be done twice
-      const uint8_t* row = in.pixels + static_cast<size_t>(rows[index]) * in.stride;
-      if (static_cast<size_t>(in.end - row) < row_bytes + kSlack) {
-        std::memcpy(copies.row(r), row, row_bytes);
-        std::memset(copies.row(r) + row_bytes, 0, kSlack);
-        row = copies.row(r);
-      }
-      job.rows[r] = row;
-      job.out[r] = to.row(index);
+  for (size_t r = 0; r < kRowGroup; ++r) {
+    const size_t at = std::min(index + r, needed.size() - 1);  // the last may be done twice
+    const uint8_t* row = in.pixels + static_cast<size_t>(needed[at]) * in.stride;
+    if (static_cast<size_t>(in.end - row) < row_bytes + kSlack) {
+      std::memcpy(copies.row(r), row, row_bytes);
+      std::memset(copies.row(r) + row_bytes, 0, kSlack);
+      row = copies.row(r);
     }
-    loop(job);
+    job.rows[r] = row;
+    job.out[r] = ring.row(at);
   }
-}
-
-void ResampleDown(const Rows& from, const Axis& axis, const NeededRows& needed, int height,
-                  void (*loop)(const Down&), RgbImage& out) {
-  std::vector<const void*> rows(static_cast<size_t>(axis.taps));
-  const size_t count = static_cast<size_t>(out.width) * static_cast<size_t>(out.channels);
-  for (int y = 0; y < axis.count(); ++y) {
-    const int used = axis.used[static_cast<size_t>(y)];
-    const int taps = RoundUp(used, 2);
-    for (int k = 0; k < taps; ++k) {  // one too many has weight 0
-      const int row = std::clamp(axis.start[static_cast<size_t>(y)] + std::min(k, used - 1), 0,
-                                 height - 1);
-      rows[static_cast<size_t>(k)] = from.row(needed.place[static_cast<size_t>(row)]);
-    }
-    loop({.rows = rows.data(),
-          .weights = axis.of(y),
-          .taps = taps,
-          .count = count,
-          .out = out.pixels.data() + static_cast<size_t>(y) * count});
-  }
+  loop(job);
 }
 
 // ---- The loops that any machine can run. They are what the others must give.
@@ -246,8 +226,7 @@ void SumAcrossOf(const Across& p, const Put& put) {
 
 void PillowAcross(const Across& p) {
   SumAcrossOf(p, [&](int row, int i, int32_t sum) {
-    static_cast<uint8_t*>(p.out[row])[i] =
-        Clip((sum + (1 << (kPillowBits - 1))) >> kPillowBits);
+    static_cast<uint8_t*>(p.out[row])[i] = Clip((sum + (1 << (kPillowBits - 1))) >> kPillowBits);
   });
 }
 
@@ -268,8 +247,7 @@ void OpenCvCubicDown(const Down& p) {
   const auto row = [&](int k) { return static_cast<const int32_t*>(p.rows[k]); };
   const int32_t* w = p.weights;
   for (size_t i = 0; i < p.count; ++i) {
-    const int32_t sum =
-        row(0)[i] * w[0] + row(1)[i] * w[1] + row(2)[i] * w[2] + row(3)[i] * w[3];
+    const int32_t sum = row(0)[i] * w[0] + row(1)[i] * w[1] + row(2)[i] * w[2] + row(3)[i] * w[3];
     p.out[i] = Clip((sum + (1 << (2 * kOpenCvBits - 1))) >> (2 * kOpenCvBits));
   }
 }
@@ -278,7 +256,8 @@ void OpenCvLinearDown(const Down& p) {
   const auto row = [&](int k) { return static_cast<const int32_t*>(p.rows[k]); };
   const int32_t* w = p.weights;
   for (size_t i = 0; i < p.count; ++i) {
-    p.out[i] = Clip((((w[0] * (row(0)[i] >> 4)) >> 16) + ((w[1] * (row(1)[i] >> 4)) >> 16) + 2) >> 2);
+    p.out[i] =
+        Clip((((w[0] * (row(0)[i] >> 4)) >> 16) + ((w[1] * (row(1)[i] >> 4)) >> 16) + 2) >> 2);
   }
 }
 
@@ -310,10 +289,10 @@ Window WholeOf(const RgbImage& image) {
 
 RgbImage Resample(const Window& in, const Span& across, const Span& down, Kernel kernel,
                   bool antialias, const Loops& loops) {
-  const Axis x_axis = antialias ? MakePillowAxis(across, in.width, kernel)
-                                : MakeOpenCvAxis(across, kernel);
-  const Axis y_axis = antialias ? MakePillowAxis(down, in.height, kernel)
-                                : MakeOpenCvAxis(down, kernel);
+  const Axis x_axis =
+      antialias ? MakePillowAxis(across, in.width, kernel) : MakeOpenCvAxis(across, kernel);
+  const Axis y_axis =
+      antialias ? MakePillowAxis(down, in.height, kernel) : MakeOpenCvAxis(down, kernel);
   const AcrossAxis packed = SideBySide(x_axis, in.width, /*cut_in_halves=*/antialias);
   const Across job = {.rows = {},
                       .out = {},
@@ -323,17 +302,39 @@ RgbImage Resample(const Window& in, const Span& across, const Span& down, Kernel
                       .first = packed.first.data(),
                       .weights = packed.weights.data(),
                       .halves = packed.halves.data()};
+  const auto across_loop = antialias ? loops.pillow_across : loops.opencv_across;
+  const auto down_loop = antialias                    ? loops.pillow_down
+                         : kernel == Kernel::kBicubic ? loops.opencv_cubic_down
+                                                      : loops.opencv_linear_down;
   RgbImage out = BlankImage(across.count, down.count, in.channels);
   const NeededRows needed = RowsOf(y_axis, in.height);
   const size_t values = static_cast<size_t>(across.count) * static_cast<size_t>(in.channels);
-  const Rows between(needed.rows.size(), values * (antialias ? sizeof(uint8_t) : sizeof(int32_t)));
-  ResampleAcross(in, needed.rows, job, antialias ? loops.pillow_across : loops.opencv_across,
-                 between);
-  ResampleDown(between, y_axis, needed, in.height,
-               antialias                      ? loops.pillow_down
-               : kernel == Kernel::kBicubic ? loops.opencv_cubic_down
-                                              : loops.opencv_linear_down,
-               out);
+  // Rows resampled across: those of one output and the rest of a group.
+  const Rows ring(static_cast<size_t>(y_axis.taps + kRowGroup),
+                  values * (antialias ? sizeof(uint8_t) : sizeof(int32_t)));
+  // Of rows so near the picture's end that slack is missing.
+  const Rows copies(kRowGroup, static_cast<size_t>(in.width) * static_cast<size_t>(in.channels));
+  std::vector<const void*> rows(static_cast<size_t>(y_axis.taps));
+  size_t done = 0;
+  for (int y = 0; y < down.count; ++y) {
+    const int used = y_axis.used[static_cast<size_t>(y)];
+    const auto place = [&](int k) {
+      return needed.place[static_cast<size_t>(
+          std::clamp(y_axis.start[static_cast<size_t>(y)] + k, 0, in.height - 1))];
+    };
+    for (; done <= place(used - 1); done += kRowGroup) {
+      AcrossGroup(in, needed.rows, done, job, across_loop, copies, ring);
+    }
+    const int taps = RoundUp(used, 2);  // one too many has weight 0
+    for (int k = 0; k < taps; ++k) {
+      rows[static_cast<size_t>(k)] = ring.row(place(std::min(k, used - 1)));
+    }
+    down_loop({.rows = rows.data(),
+               .weights = y_axis.of(y),
+               .taps = taps,
+               .count = values,
+               .out = out.pixels.data() + static_cast<size_t>(y) * values});
+  }
   return out;
 }
 

@@ -104,8 +104,8 @@ void PillowAcrossGrey(const Across& p) {
           high_sum, _mm256_madd_epi16(pixels, _mm256_unpackhi_epi64(weights, weights)));
     }
     const __m256i sums = Join(low_sum, high_sum);  // two for each row, side by side
-    const __m128i four = _mm_hadd_epi32(_mm256_castsi256_si128(sums),
-                                        _mm256_extracti128_si256(sums, 1));
+    const __m128i four =
+        _mm_hadd_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     const __m128i words = _mm_packs_epi32(Rounded(four), Rounded(four));
     const auto bytes = static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_packus_epi16(words, words)));
     for (int r = 0; r < kRowGroup; ++r) {
@@ -114,9 +114,7 @@ void PillowAcrossGrey(const Across& p) {
   }
 }
 
-void PillowAcross(const Across& p) {
-  p.channels == 3 ? PillowAcrossRgb(p) : PillowAcrossGrey(p);
-}
+void PillowAcross(const Across& p) { p.channels == 3 ? PillowAcrossRgb(p) : PillowAcrossGrey(p); }
 
 void OpenCvAcrossRgb(const Across& p) {
   const __m256i rgb = PickRgb();
@@ -138,12 +136,12 @@ void OpenCvAcrossRgb(const Across& p) {
 void OpenCvAcrossGrey(const Across& p) {
   for (int i = 0; i < p.count; ++i) {
     const __m256i weights = LoadTwice(p.halves + static_cast<ptrdiff_t>(i) * 2 * kTapGroup);
-    const __m256i sums = _mm256_madd_epi16(LoadGrey(p.rows, p.first[i]),
-                                           _mm256_unpacklo_epi64(weights, weights));
+    const __m256i sums =
+        _mm256_madd_epi16(LoadGrey(p.rows, p.first[i]), _mm256_unpacklo_epi64(weights, weights));
     alignas(16) int32_t four[kRowGroup];
-    _mm_store_si128(reinterpret_cast<__m128i*>(four),
-                    _mm_hadd_epi32(_mm256_castsi256_si128(sums),
-                                   _mm256_extracti128_si256(sums, 1)));
+    _mm_store_si128(
+        reinterpret_cast<__m128i*>(four),
+        _mm_hadd_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
     for (int r = 0; r < kRowGroup; ++r) static_cast<int32_t*>(p.out[r])[i] = four[r];
   }
 }
@@ -165,8 +163,8 @@ void PillowDown(const Down& p) {
     __m256i low0 = _mm256_setzero_si256(), high0 = low0, low1 = low0, high1 = low0;
     for (int k = 0; k < p.taps; k += 2) {
       const auto load = [&](int tap) {
-        return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(
-            static_cast<const uint8_t*>(p.rows[tap]) + i)));
+        return _mm256_cvtepu8_epi16(_mm_loadu_si128(
+            reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(p.rows[tap]) + i)));
       };
       const __m256i a = load(k);
       const __m256i b = load(k + 1);
@@ -176,21 +174,20 @@ void PillowDown(const Down& p) {
       const int32_t wb = p.weights[k + 1];
       constexpr int32_t kLow = (1 << kHalfBits) - 1;
       const __m256i low = _mm256_set1_epi32((wa & kLow) | (wb & kLow) << 16);
-      const __m256i high = _mm256_set1_epi32(
-          static_cast<int32_t>((static_cast<uint32_t>(wa >> kHalfBits) & 0xffff) |
-                               static_cast<uint32_t>(wb >> kHalfBits) << 16));
+      const __m256i high =
+          _mm256_set1_epi32(static_cast<int32_t>((static_cast<uint32_t>(wa >> kHalfBits) & 0xffff) |
+                                                 static_cast<uint32_t>(wb >> kHalfBits) << 16));
       low0 = _mm256_add_epi32(low0, _mm256_madd_epi16(first, low));
       high0 = _mm256_add_epi32(high0, _mm256_madd_epi16(first, high));
       low1 = _mm256_add_epi32(low1, _mm256_madd_epi16(second, low));
       high1 = _mm256_add_epi32(high1, _mm256_madd_epi16(second, high));
     }
-    const __m256i first =
-        _mm256_srai_epi32(_mm256_add_epi32(Join(low0, high0), half), kPillowBits);
+    const __m256i first = _mm256_srai_epi32(_mm256_add_epi32(Join(low0, high0), half), kPillowBits);
     const __m256i second =
         _mm256_srai_epi32(_mm256_add_epi32(Join(low1, high1), half), kPillowBits);
     const __m256i words = _mm256_packs_epi32(first, second);
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words),
-                                           _mm256_extracti128_si256(words, 1));
+    const __m128i bytes =
+        _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     if (i + 16 <= p.count) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p.out + i), bytes);
     } else {
@@ -239,8 +236,8 @@ void OpenCvLinearDown(const Down& p) {
                              16);
   };
   for (size_t i = 0; i < p.count; i += 8) {
-    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(product(0, i), product(1, i)),
-                                         _mm256_set1_epi32(2));
+    const __m256i sum =
+        _mm256_add_epi32(_mm256_add_epi32(product(0, i), product(1, i)), _mm256_set1_epi32(2));
     StoreEight(p, i, _mm256_srai_epi32(sum, 2));
   }
 }

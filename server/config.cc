@@ -37,6 +37,8 @@ void VisitConfig(ServerConfig& c, Visitor&& visit) {
   visit("serving", "device", c.serving.device);
   visit("serving", "max_picture_bytes", c.serving.max_picture_bytes);
   visit("serving", "max_picture_pixels", c.serving.max_picture_pixels);
+  visit("serving", "max_picture_side", c.serving.max_picture_side);
+  visit("serving", "max_pixels_per_byte", c.serving.max_pixels_per_byte);
   visit("training", "cpu_workers", c.training.cpu_workers);
   visit("training", "cuda_devices", c.training.cuda_devices);
   visit("training", "npu_devices", c.training.npu_devices);
@@ -191,6 +193,9 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
   RETURN_IF_ERROR(InRange<int64_t>("server.serving.max_picture_bytes", s.max_picture_bytes, 1,
                                    int64_t{1} << 30));
   RETURN_IF_ERROR(InRange<int64_t>("server.serving.max_picture_pixels", s.max_picture_pixels, 1,
+                                   int64_t{1} << 30));
+  RETURN_IF_ERROR(InRange("server.serving.max_picture_side", s.max_picture_side, 1, 65535));
+  RETURN_IF_ERROR(InRange<int64_t>("server.serving.max_pixels_per_byte", s.max_pixels_per_byte, 1,
                                    int64_t{1} << 30));
   const ServerConfig::Training& t = c.training;
   RETURN_IF_ERROR(InRange("server.training.cpu_workers", t.cpu_workers, 0, 1024));

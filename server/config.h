@@ -37,6 +37,8 @@ struct ServerConfig {
     std::string device = "cpu";
     int64_t max_picture_bytes = 32 << 20;
     int64_t max_picture_pixels = 50'000'000;
+    int max_picture_side = 32'768;
+    int64_t max_pixels_per_byte = 2000;  // of pictures over a megapixel: a guard against bombs
   } serving;
 
   struct Training {

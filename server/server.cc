@@ -135,6 +135,8 @@ ClassifyPipeline::Options PipelineOptions(const ServerConfig& config) {
   options.decode_queue = config.serving.decode_queue;
   options.decode.max_bytes = config.serving.max_picture_bytes;
   options.decode.max_pixels = config.serving.max_picture_pixels;
+  options.decode.max_side = config.serving.max_picture_side;
+  options.decode.max_pixels_per_byte = config.serving.max_pixels_per_byte;
   return options;
 }
 

@@ -2,82 +2,24 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <opencv2/imgproc.hpp>
 #include <random>
 
-#include "absl/strings/str_cat.h"
-#include "proto/base/file.h"
+#include "tests/model/pictures.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
 namespace {
 
+using ::pyramid::testing::Compare;
+using ::pyramid::testing::CutOut;
+using ::pyramid::testing::Decoded;
+using ::pyramid::testing::Difference;
+using ::pyramid::testing::Picture;
+using ::pyramid::testing::Random;
 using ::pyramid::testing::StatusIs;
-using ::testing::_;
 using ::testing::HasSubstr;
-
-std::string Picture(const std::string& name) {
-  auto bytes = ReadFile(absl::StrCat(PYRAMID_SOURCE_DIR, "/tests/golden/images/", name));
-  EXPECT_OK(bytes);
-  return bytes.ok() ? *bytes : "";
-}
-
-RgbImage Decoded(const std::string& name, int channels = 3) {
-  auto image = DecodeImage(Picture(name), channels, true);
-  EXPECT_OK(image) << name;
-  return image.ok() ? *image : RgbImage();
-}
-
-// Made by tests/golden's origin with Pillow; see tests/golden/README.md.
-const nlohmann::json& DecodedList() {
-  static const nlohmann::json list = nlohmann::json::parse(Picture("decoded.json"));
-  return list;
-}
-
-RgbImage Random(int width, int height, int channels, uint32_t seed) {
-  std::mt19937 random(seed);
-  RgbImage image{.width = width, .height = height, .channels = channels, .pixels = {}};
-  image.pixels.resize(static_cast<size_t>(width * height * channels));
-  for (uint8_t& value : image.pixels) value = static_cast<uint8_t>(random());
-  return image;
-}
-
-RgbImage CutOut(const RgbImage& image, int x, int y, int width, int height) {
-  RgbImage out{.width = width, .height = height, .channels = image.channels, .pixels = {}};
-  for (int row = y; row < y + height; ++row) {
-    const uint8_t* from = image.pixels.data() + (row * image.width + x) * image.channels;
-    out.pixels.insert(out.pixels.end(), from, from + width * image.channels);
-  }
-  return out;
-}
-
-struct Difference {
-  int largest = 0;
-  double unequal = 0;  // fraction of values
-  double mean = 0;     // of the absolute difference
-};
-
-Difference Compare(const RgbImage& a, const RgbImage& b) {
-  EXPECT_EQ(a.width, b.width);
-  EXPECT_EQ(a.height, b.height);
-  EXPECT_EQ(a.channels, b.channels);
-  Difference difference;
-  if (a.pixels.size() != b.pixels.size() || a.pixels.empty())
-    return {.largest = 255, .unequal = 1, .mean = 255};
-  for (size_t i = 0; i < a.pixels.size(); ++i) {
-    const int d = std::abs(a.pixels[i] - b.pixels[i]);
-    difference.largest = std::max(difference.largest, d);
-    difference.unequal += d != 0;
-    difference.mean += d;
-  }
-  difference.unequal /= static_cast<double>(a.pixels.size());
-  difference.mean /= static_cast<double>(a.pixels.size());
-  return difference;
-}
 
 v1::Preprocessing Resizing(int side, int crop, const std::string& antialias,
                            const std::string& kernel = "bicubic", int channels = 3) {
@@ -101,223 +43,6 @@ v1::Preprocessing Padding(int to, int fill, int crop) {
   p.mutable_pad()->set_to(to);
   p.mutable_pad()->set_fill(fill);
   return p;
-}
-
-TEST(DecodeTest, GivesPillowsSizeAndColoursForEveryPicture) {
-  int pictures = 0;
-  for (const auto& [name, expected] : DecodedList().items()) {
-    if (expected.contains("error")) continue;
-    const RgbImage image = Decoded(name);
-    EXPECT_EQ(image.width, expected["width"]) << name;
-    EXPECT_EQ(image.height, expected["height"]) << name;
-    ASSERT_EQ(image.channels, 3) << name;
-    double sums[3] = {};
-    for (size_t i = 0; i < image.pixels.size(); ++i) sums[i % 3] += image.pixels[i];
-    for (int c = 0; c < 3; ++c) {
-      EXPECT_NEAR(sums[c] / (image.width * image.height), expected["mean_rgb"][c].get<double>(),
-                  1.0)
-          << name << " channel " << c;
-    }
-    ++pictures;
-  }
-  EXPECT_EQ(pictures, 27);
-}
-
-TEST(DecodeTest, RefusesEveryBrokenPicture) {
-  int pictures = 0;
-  for (const auto& [name, expected] : DecodedList().items()) {
-    if (!expected.contains("error")) continue;
-    EXPECT_THAT(DecodeImage(Picture(name), 3, true),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("picture")))
-        << name;
-    ++pictures;
-  }
-  EXPECT_EQ(pictures, 4);
-}
-
-TEST(DecodeTest, SaysWhatIsWrong) {
-  const auto refusal = [](const std::string& name) {
-    return std::string(DecodeImage(Picture(name), 3, true).status().message());
-  };
-  EXPECT_THAT(refusal("empty.jpg"), HasSubstr("empty"));
-  EXPECT_THAT(refusal("truncated.jpg"), HasSubstr("Premature end"));
-  EXPECT_THAT(refusal("not_an_image.jpg"), HasSubstr("no JPEG, PNG, WebP, GIF or BMP"));
-  EXPECT_THAT(refusal("claims_65535.png"), HasSubstr("65535x65535"));
-}
-
-TEST(DecodeTest, ExifOrientationTurnsAllEightPicturesUpright) {
-  const RgbImage upright = Decoded("exif_1.jpg");
-  for (int orientation = 2; orientation <= 8; ++orientation) {
-    const std::string name = absl::StrCat("exif_", orientation, ".jpg");
-    // Compressed after turning, so blocks and chroma differ a little; a wrong turn differs by tens.
-    EXPECT_LT(Compare(Decoded(name), upright).mean, 2.0) << name;
-    ASSERT_OK_AND_ASSIGN(const RgbImage stored,
-                         DecodeImage(Picture(name), 3, /*apply_exif=*/false));
-    EXPECT_EQ(stored.width, orientation >= 5 ? 72 : 96) << name;
-    EXPECT_EQ(stored.height, orientation >= 5 ? 96 : 72) << name;
-    if (orientation < 5) {
-      EXPECT_GT(Compare(stored, upright).mean, 10.0) << name;
-    }
-  }
-}
-
-uint32_t Crc32(absl::string_view bytes) {
-  uint32_t crc = 0xffffffff;
-  for (const char c : bytes) {
-    crc ^= static_cast<unsigned char>(c);
-    for (int i = 0; i < 8; ++i) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
-  }
-  return ~crc;
-}
-
-// The picture as PNG with an eXIf chunk of big-endian TIFF.
-std::string PngWithOrientation(const RgbImage& image, int orientation) {
-  auto png = EncodePng(image);
-  EXPECT_OK(png);
-  const auto big = [](uint32_t v) {
-    std::string text;
-    for (int shift = 24; shift >= 0; shift -= 8) text += static_cast<char>(v >> shift & 0xff);
-    return text;
-  };
-  std::string chunk("eXIfMM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01", 22);
-  chunk += std::string(1, '\0') + static_cast<char>(orientation) + std::string(6, '\0');
-  std::string all = *png;
-  all.insert(33, big(static_cast<uint32_t>(chunk.size() - 4)) + chunk + big(Crc32(chunk)));
-  return all;
-}
-
-TEST(DecodeTest, ExifOrientationOfAPngIsExact) {
-  const RgbImage image = Random(3, 2, 3, 1);  // a b c / d e f
-  const auto turned = [&](int orientation) {
-    auto decoded = DecodeImage(PngWithOrientation(image, orientation), 3, true);
-    EXPECT_OK(decoded);
-    std::string letters;
-    if (!decoded.ok()) return letters;
-    for (int y = 0; y < decoded->height; ++y) {
-      for (int x = 0; x < decoded->width; ++x) {
-        for (int i = 0; i < 6; ++i) {
-          if (std::memcmp(&decoded->pixels[static_cast<size_t>(y * decoded->width + x) * 3],
-                          &image.pixels[static_cast<size_t>(i) * 3], 3) == 0) {
-            letters += static_cast<char>('a' + i);
-          }
-        }
-      }
-      letters += '/';
-    }
-    return letters;
-  };
-  EXPECT_EQ(turned(1), "abc/def/");
-  EXPECT_EQ(turned(2), "cba/fed/");
-  EXPECT_EQ(turned(3), "fed/cba/");
-  EXPECT_EQ(turned(4), "def/abc/");
-  EXPECT_EQ(turned(5), "ad/be/cf/");
-  EXPECT_EQ(turned(6), "da/eb/fc/");
-  EXPECT_EQ(turned(7), "fc/eb/da/");
-  EXPECT_EQ(turned(8), "cf/be/ad/");
-  EXPECT_EQ(turned(9), "abc/def/");  // nonsense is ignored
-  EXPECT_EQ(turned(0), "abc/def/");
-}
-
-TEST(DecodeTest, GivesGreyWhenAskedForOneChannel) {
-  EXPECT_EQ(Compare(Decoded("gray.jpg", 1), Decoded("gray.jpg", 1)).largest, 0);
-  const RgbImage colour = Decoded("scene.png", 3);
-  const RgbImage grey = Decoded("scene.png", 1);
-  ASSERT_EQ(grey.channels, 1);
-  ASSERT_EQ(grey.pixels.size() * 3, colour.pixels.size());
-  for (size_t i = 0; i < grey.pixels.size(); ++i) {
-    const double luma = 0.299 * colour.pixels[3 * i] + 0.587 * colour.pixels[3 * i + 1] +
-                        0.114 * colour.pixels[3 * i + 2];
-    ASSERT_NEAR(grey.pixels[i], luma, 0.51) << i;
-  }
-  EXPECT_THAT(DecodeImage(Picture("scene.png"), 2, true),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("channels is 2; use 1 or 3")));
-}
-
-TEST(DecodeTest, AlphaIsDroppedNotBlended) {
-  EXPECT_EQ(Compare(Decoded("rgba.png"), Decoded("plain.bmp")).largest, 0);
-  EXPECT_EQ(Compare(Decoded("lossless.webp"), Decoded("plain.bmp")).largest, 0);
-  EXPECT_EQ(Compare(Decoded("rgb16.png"), Decoded("plain.bmp")).largest, 0);
-}
-
-TEST(DecodeTest, KeepsToItsLimits) {
-  const std::string scene = Picture("scene.jpg");  // 640x480
-  DecodeLimits limits;
-  limits.max_bytes = static_cast<int64_t>(scene.size()) - 1;
-  EXPECT_THAT(DecodeImage(scene, 3, true, limits),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr(absl::StrCat("at most ", scene.size() - 1))));
-  for (const char* name : {"scene.jpg", "scene.png"}) {
-    limits = {.max_pixels = 640 * 480 - 1};
-    EXPECT_THAT(DecodeImage(Picture(name), 3, true, limits),
-                StatusIs(absl::StatusCode::kInvalidArgument,
-                         HasSubstr("640x480 is 307200 pixels; at most 307199")));
-    limits = {.max_side = 639};
-    EXPECT_THAT(DecodeImage(Picture(name), 3, true, limits),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 639 pixels")));
-    limits = {.max_pixels = 640 * 480, .max_side = 640};
-    EXPECT_OK(DecodeImage(Picture(name), 3, true, limits));
-  }
-  limits = {.max_side = 95};
-  for (const char* name : {"animated.gif", "plain.bmp", "lossless.webp"}) {
-    EXPECT_THAT(DecodeImage(Picture(name), 3, true, limits),
-                StatusIs(absl::StatusCode::kInvalidArgument,
-                         HasSubstr("96x72; a side may have at most 95")));
-  }
-}
-
-const char* const kOneOfEachKind[] = {"baseline_444.jpg", "progressive_420.jpg", "cmyk.jpg",
-                                      "palette.png",      "rgb16.png",           "bilevel.png",
-                                      "lossless.webp",    "animated.gif",        "plain.bmp"};
-
-TEST(DecodeTest, EveryKindOfFileCutShortIsRefused) {
-  for (const char* name : kOneOfEachKind) {
-    const std::string whole = Picture(name);
-    // The GIF's first picture ends early: the second follows.
-    const size_t needed =
-        std::string(name) == "animated.gif" ? whole.size() / 3 : whole.size() * 9 / 10;
-    for (size_t size = 1; size <= needed; size += 1 + size / 20) {
-      EXPECT_THAT(DecodeImage(absl::string_view(whole).substr(0, size), 3, true),
-                  StatusIs(absl::StatusCode::kInvalidArgument, _))
-          << name << " cut to " << size << " of " << whole.size();
-    }
-  }
-}
-
-TEST(DecodeTest, DamagedFilesGiveAPictureOrInvalidArgument) {
-  std::mt19937 random(3);
-  int refused = 0;
-  DecodeLimits limits{.max_pixels = 1 << 20};
-  for (const char* name : kOneOfEachKind) {
-    const std::string whole = Picture(name);
-    for (int round = 0; round < 200; ++round) {
-      std::string bytes = whole;
-      for (int i = 0; i < 3; ++i)
-        bytes[random() % std::min<size_t>(bytes.size(), 2000)] = static_cast<char>(random());
-      const auto image = DecodeImage(bytes, 3, true, limits);
-      if (image.ok()) {
-        EXPECT_EQ(image->pixels.size(), static_cast<size_t>(image->width * image->height * 3));
-      } else {
-        EXPECT_EQ(image.status().code(), absl::StatusCode::kInvalidArgument) << image.status();
-        ++refused;
-      }
-    }
-  }
-  EXPECT_GT(refused, 100);
-}
-
-TEST(DecodeTest, EncodePngIsLossless) {
-  for (const int channels : {1, 3}) {
-    const RgbImage image = Random(17, 5, channels, 5);
-    ASSERT_OK_AND_ASSIGN(const std::string png, EncodePng(image));
-    ASSERT_OK_AND_ASSIGN(const RgbImage back, DecodeImage(png, channels, true));
-    EXPECT_EQ(Compare(back, image).largest, 0);
-  }
-  EXPECT_THAT(EncodePng({}),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("can't be written")));
-  RgbImage lying = Random(4, 4, 3, 1);
-  lying.height = 5;
-  EXPECT_THAT(EncodePng(lying),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("4x5x3 with 48 bytes")));
 }
 
 struct Golden {

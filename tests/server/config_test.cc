@@ -32,6 +32,9 @@ TEST(ServerConfigTest, ShippedFileStatesTheDefaults) {
   EXPECT_EQ(config.serving.max_pictures, defaults.serving.max_pictures);
   EXPECT_EQ(config.serving.max_message_bytes, defaults.serving.max_message_bytes);
   EXPECT_EQ(config.serving.max_picture_bytes, defaults.serving.max_picture_bytes);
+  EXPECT_EQ(config.serving.max_picture_pixels, defaults.serving.max_picture_pixels);
+  EXPECT_EQ(config.serving.max_picture_side, defaults.serving.max_picture_side);
+  EXPECT_EQ(config.serving.max_pixels_per_byte, defaults.serving.max_pixels_per_byte);
   EXPECT_EQ(config.training.lost_after, defaults.training.lost_after);
   EXPECT_EQ(config.training.reattach_window, defaults.training.reattach_window);
   EXPECT_EQ(config.training.worker_program, "");
@@ -40,9 +43,11 @@ TEST(ServerConfigTest, ShippedFileStatesTheDefaults) {
 TEST(ServerConfigTest, ReadsSectionsAndDurations) {
   ASSERT_OK_AND_ASSIGN(
       const ServerConfig config,
-      ParseServerConfig("grpc_port: 0\nserving:\n  max_delay: 4ms\ntraining: {cpu_workers: 3}\n"));
+      ParseServerConfig("grpc_port: 0\nserving:\n  max_delay: 4ms\n  max_pixels_per_byte: 500\n"
+                        "training: {cpu_workers: 3}\n"));
   EXPECT_EQ(config.grpc_port, 0);
   EXPECT_EQ(config.serving.max_delay, absl::Milliseconds(4));
+  EXPECT_EQ(config.serving.max_pixels_per_byte, 500);
   EXPECT_EQ(config.training.cpu_workers, 3);
 }
 
@@ -59,6 +64,12 @@ TEST(ServerConfigTest, BadValuesNameFieldValueAndLimit) {
   EXPECT_THAT(ParseServerConfig("serving: {max_batch: 0}"),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("server.serving.max_batch is 0; use 1..1024")));
+  EXPECT_THAT(ParseServerConfig("serving: {max_picture_side: 65536}"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("server.serving.max_picture_side is 65536; use 1..65535")));
+  EXPECT_THAT(ParseServerConfig("serving: {max_pixels_per_byte: 0}"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("server.serving.max_pixels_per_byte is 0; use 1..1073741824")));
   EXPECT_THAT(ParseServerConfig("grpc_port: 70000"),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("server.grpc_port is 70000; use 0..65535")));
