@@ -163,6 +163,8 @@ std::vector<float> ChannelsLast(const std::vector<float>& w, int out, int in, in
   return result;
 }
 
+class Packer;
+
 class Network : public PackedNetwork {
  public:
   Network(const v1::NetworkConfig& config, const Variant& variant, const CpuKernels& kernels,
@@ -192,6 +194,7 @@ class Network : public PackedNetwork {
  private:
   friend class Pass;
 
+  absl::Status Place(Packer& packer);
   std::array<StageSize, 4> SizesFor(int height, int width) const;
   Plan PlanFor(int height, int width) const;
   std::unique_ptr<Workspace> Acquire(int height, int width) const;
@@ -219,57 +222,53 @@ class Network : public PackedNetwork {
 
 // ---- Packing ----
 
-// As aligned as the arena's pieces are.
-struct alignas(64) Line {
-  char bytes[64];
-};
-using Lines = std::vector<Line>;
-
-Lines LinesFor(size_t bytes) { return Lines((bytes + sizeof(Line) - 1) / sizeof(Line)); }
-
-// Packs into a growing list of pieces; they move into one arena at the end.
+// Lays the packed weights out. Goes over the network twice: without an arena it only adds sizes up,
+// then it reads and packs straight into the arena, so that one parameter is in memory twice at a
+// time.
 class Packer {
  public:
-  explicit Packer(PackedNetwork::ReadParameter read) : read_(read) {}
+  Packer(PackedNetwork::ReadParameter read, const Arena* arena) : read_(read), arena_(arena) {}
 
+  // Zeros without an arena.
   absl::StatusOr<std::vector<float>> Read(const std::string& name, int64_t count) {
     std::vector<float> values(static_cast<size_t>(count));
-    RETURN_IF_ERROR(read_(name, values));
+    if (arena_ != nullptr) RETURN_IF_ERROR(read_(name, values));
     return values;
   }
 
-  int64_t Add(Lines lines) {
-    const int64_t at = layout_.Add(static_cast<int64_t>(lines.size() * sizeof(Line)));
-    pieces_.emplace_back(at, std::move(lines));
+  // The offset of `bytes` in the arena; fn(place) fills them, if there is an arena.
+  template <typename Fn>
+  int64_t Add(size_t bytes, const Fn& fn) {
+    const int64_t at = layout_.Add(static_cast<int64_t>(bytes));
+    if (arena_ != nullptr) fn(arena_->data() + at);
     return at;
   }
 
-  int64_t AddFloats(std::vector<float> values, int64_t padded) {
-    values.resize(static_cast<size_t>(padded));
-    Lines lines = LinesFor(values.size() * sizeof(float));
-    std::memcpy(lines.data(), values.data(), values.size() * sizeof(float));
-    return Add(std::move(lines));
+  int64_t AddFloats(const std::vector<float>& values, int64_t padded) {
+    return Add(static_cast<size_t>(padded) * sizeof(float), [&](char* to) {
+      std::memcpy(to, values.data(), values.size() * sizeof(float));  // the arena is zeros
+    });
   }
 
   // `weight` [n, k]; packed with zeros behind each row, up to a multiple of 32.
   PackedLinear Linear(const CpuKernels& k, const std::vector<float>& weight,
-                      std::vector<float> bias, int n) {
+                      const std::vector<float>& bias, int n) {
     PackedLinear packed;
     packed.n = n;
     const size_t rows = static_cast<size_t>(n), inputs = weight.size() / rows;
     packed.k = static_cast<int>(RoundUp(static_cast<int64_t>(inputs), 32));
     const size_t width = static_cast<size_t>(packed.k);
-    std::vector<float> padded;
-    if (inputs != width) {
-      padded.resize(rows * width);
+    packed.weight = Add(k.packed_linear_bytes(n, packed.k), [&](char* to) {
+      if (inputs == width) {
+        k.pack_linear(weight.data(), n, packed.k, to);
+        return;
+      }
+      std::vector<float> padded(rows * width);
       for (size_t r = 0; r < rows; ++r)
-        std::copy_n(weight.begin() + static_cast<std::ptrdiff_t>(r * inputs), inputs,
-                    padded.begin() + static_cast<std::ptrdiff_t>(r * width));
-    }
-    Lines lines = LinesFor(k.packed_linear_bytes(n, packed.k));
-    k.pack_linear(padded.empty() ? weight.data() : padded.data(), n, packed.k, lines.data());
-    packed.weight = Add(std::move(lines));
-    packed.bias = AddFloats(std::move(bias), RoundUp(n, 32));
+        std::copy_n(weight.data() + r * inputs, inputs, padded.data() + r * width);
+      k.pack_linear(padded.data(), n, packed.k, to);
+    });
+    packed.bias = AddFloats(bias, RoundUp(n, 32));
     return packed;
   }
 
@@ -282,27 +281,30 @@ class Packer {
     return norm;
   }
 
-  std::unique_ptr<Arena> Finish() {
-    auto arena = std::make_unique<Arena>(layout_.total());
-    for (const auto& [at, lines] : pieces_)
-      std::memcpy(arena->data() + at, lines.data(), lines.size() * sizeof(Line));
-    return arena;
-  }
+  int64_t bytes() const { return layout_.total(); }
 
  private:
   PackedNetwork::ReadParameter read_;
+  const Arena* const arena_;
   Layout layout_;
-  std::vector<std::pair<int64_t, Lines>> pieces_;
 };
 
 absl::Status Network::Pack(ReadParameter read) {
-  Packer packer(read);
+  Packer measure(read, nullptr);
+  RETURN_IF_ERROR(Place(measure));
+  weights_ = std::make_unique<Arena>(measure.bytes());
+  Packer packer(read, weights_.get());
+  return Place(packer);
+}
+
+absl::Status Network::Place(Packer& packer) {
   const double eps_outer = config_.numerics().eps_outer();
   const double eps_block = config_.numerics().eps_block();
   int inputs = config_.in_channels();
   for (int s = 0; s < 4; ++s) {
     const std::string number = absl::StrCat(s + 1);
     PackedStage& stage = stages_[static_cast<size_t>(s)];
+    stage.blocks.clear();
     const int c = variant_.dims[s], heads = variant_.heads[s];
     const int hidden = c * variant_.mlp_ratios[s];
     const int side = s == 0 ? 7 : 3;
@@ -313,7 +315,7 @@ absl::Status Network::Pack(ReadParameter read) {
       ASSIGN_OR_RETURN(std::vector<float> b, packer.Read(patch + "proj.bias", c));
       // The input's planes are gathered plane by plane, maps token by token.
       if (s > 0) w = ChannelsLast(w, c, inputs, side);
-      stage.patch_embed = packer.Linear(k_, w, std::move(b), c);
+      stage.patch_embed = packer.Linear(k_, w, b, c);
     }
     ASSIGN_OR_RETURN(stage.patch_norm, packer.Norm(patch + "norm", c, eps_outer));
     for (int j = 0; j < variant_.depths[s]; ++j) {
@@ -326,7 +328,7 @@ absl::Status Network::Pack(ReadParameter read) {
         ASSIGN_OR_RETURN(std::vector<float> b, packer.Read(name + part + ".bias", n));
         for (float& value : w) value *= scale;
         for (float& value : b) value *= scale;
-        out = packer.Linear(k_, w, std::move(b), n);
+        out = packer.Linear(k_, w, b, n);
         return absl::OkStatus();
       };
       ASSIGN_OR_RETURN(block.norm1, packer.Norm(name + "norm1", c, eps_block));
@@ -341,7 +343,7 @@ absl::Status Network::Pack(ReadParameter read) {
         ASSIGN_OR_RETURN(std::vector<float> w,
                          packer.Read(name + "attn.sr.weight", int64_t{c} * c * sr * sr));
         ASSIGN_OR_RETURN(std::vector<float> b, packer.Read(name + "attn.sr.bias", c));
-        block.sr = packer.Linear(k_, ChannelsLast(w, c, c, sr), std::move(b), c);
+        block.sr = packer.Linear(k_, ChannelsLast(w, c, c, sr), b, c);
         ASSIGN_OR_RETURN(block.sr_norm, packer.Norm(name + "attn.norm", c, eps_outer));
       }
       ASSIGN_OR_RETURN(block.norm2, packer.Norm(name + "norm2", c, eps_block));
@@ -351,9 +353,9 @@ absl::Status Network::Pack(ReadParameter read) {
                        packer.Read(name + "mlp.dwconv.dwconv.weight", int64_t{hidden} * 9));
       ASSIGN_OR_RETURN(const std::vector<float> db,
                        packer.Read(name + "mlp.dwconv.dwconv.bias", hidden));
-      Lines lines = LinesFor(k_.packed_dwconv_bytes(hidden));
-      k_.pack_dwconv(dw.data(), db.data(), hidden, lines.data());
-      block.dwconv = packer.Add(std::move(lines));
+      block.dwconv = packer.Add(k_.packed_dwconv_bytes(hidden), [&](char* to) {
+        k_.pack_dwconv(dw.data(), db.data(), hidden, to);
+      });
       stage.blocks.push_back(block);
     }
     ASSIGN_OR_RETURN(stage.norm, packer.Norm(absl::StrCat("norm", number), c, eps_block));
@@ -363,8 +365,7 @@ absl::Status Network::Pack(ReadParameter read) {
   ASSIGN_OR_RETURN(const std::vector<float> w,
                    packer.Read("head.weight", int64_t{classes} * inputs));
   ASSIGN_OR_RETURN(std::vector<float> b, packer.Read("head.bias", classes));
-  head_ = packer.Linear(head_k_, w, std::move(b), classes);
-  weights_ = packer.Finish();
+  head_ = packer.Linear(head_k_, w, b, classes);
   return absl::OkStatus();
 }
 

@@ -3,7 +3,8 @@
 // Buffers: activations and hidden rows are NHWC (tokens x channels), 64-byte aligned, and readable
 // (not necessarily written) for kSlack bytes behind their end; kernels write valid elements only.
 // Channel counts are multiples of 32. Every function is thread-safe and allocates nothing; scratch
-// lives on the stack or in thread-local arrays. A call handles whatever rows it is given: callers
+// lives on the stack: thread-local arrays would be taken from the stack of every thread of the
+// process, and libraries start some with 100 KiB. A call handles whatever rows it is given: callers
 // split work between threads.
 //
 // Rule for every set: error against the double reference at most twice that of the plain

@@ -248,8 +248,8 @@ int Rounded32(int n) { return (n + 31) / 32 * 32; }
 // five times as long as interleaving it, turning the result costs per panel: the left one is the
 // narrower where that saves more than turning costs.
 void LinearGrad(const LinearGradParams& p) {
-  alignas(64) static thread_local uint16_t left_tiles[kLeftNumbers];
-  alignas(64) static thread_local uint16_t right_tiles[kPanelRows * 32];
+  alignas(64) uint16_t left_tiles[kLeftNumbers];
+  alignas(64) uint16_t right_tiles[kPanelRows * 32];
   alignas(64) float square[32 * 32];
   amx::UseTiles(kFullTiles);
   const Operand dy = {static_cast<const uint16_t*>(p.dy), p.ldy, p.n};

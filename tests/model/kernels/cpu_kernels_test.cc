@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -137,6 +139,20 @@ TEST(CpuKernelsTest, EverySetThisMachineRunsGrantsItsThreads) {
     EXPECT_TRUE((*chosen)->prepare_thread());
     EXPECT_TRUE((*chosen)->prepare_thread());
   }
+}
+
+// Thread-local arrays lie on the stack of every thread. The metrics' HTTP server starts threads
+// with 100 KiB: with more than that in such arrays they couldn't start.
+TEST(CpuKernelsTest, ThreadsWithSmallStacksStart) {
+  pthread_attr_t attributes;
+  ASSERT_EQ(pthread_attr_init(&attributes), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, 102400), 0);
+  pthread_t thread;
+  const int error = pthread_create(
+      &thread, &attributes, [](void*) -> void* { return nullptr; }, nullptr);
+  EXPECT_EQ(error, 0) << strerror(error);
+  if (error == 0) pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
 }
 
 }  // namespace
