@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cassert>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -272,6 +273,33 @@ class Packer {
     return packed;
   }
 
+  // The layer `name` of f32 kernels, k a multiple of 32, without a second copy: the values are read
+  // to where they will lie, and packed there 32 rows at a time. 32 rows take as many bytes packed.
+  absl::StatusOr<PackedLinear> LargeLinear(const CpuKernels& kernels, const std::string& name,
+                                           int n, int k) {
+    constexpr int kRows = 32;
+    PackedLinear packed{.n = n, .k = k};
+    const size_t row = static_cast<size_t>(k);
+    assert(kernels.packed_linear_bytes(kRows, k) == kRows * row * sizeof(float));
+    absl::Status status;
+    packed.weight = Add(kernels.packed_linear_bytes(n, k), [&](char* to) {
+      float* values = reinterpret_cast<float*>(to);
+      status = read_(name + ".weight", {values, static_cast<size_t>(n) * row});
+      if (!status.ok()) return;
+      std::vector<float> block(kRows * row);
+      for (int first = 0; first < n; first += kRows) {
+        const int rows = std::min(kRows, n - first);
+        float* const at = values + static_cast<size_t>(first) * row;
+        std::copy_n(at, static_cast<size_t>(rows) * row, block.data());
+        kernels.pack_linear(block.data(), rows, k, at);
+      }
+    });
+    RETURN_IF_ERROR(status);
+    ASSIGN_OR_RETURN(const std::vector<float> bias, Read(name + ".bias", n));
+    packed.bias = AddFloats(bias, RoundUp(n, kRows));
+    return packed;
+  }
+
   absl::StatusOr<PackedNorm> Norm(const std::string& name, int c, double eps) {
     PackedNorm norm{.eps = static_cast<float>(eps)};
     ASSIGN_OR_RETURN(std::vector<float> gamma, Read(name + ".weight", c));
@@ -361,11 +389,7 @@ absl::Status Network::Place(Packer& packer) {
     ASSIGN_OR_RETURN(stage.norm, packer.Norm(absl::StrCat("norm", number), c, eps_block));
     inputs = c;
   }
-  const int classes = config_.num_classes();
-  ASSIGN_OR_RETURN(const std::vector<float> w,
-                   packer.Read("head.weight", int64_t{classes} * inputs));
-  ASSIGN_OR_RETURN(std::vector<float> b, packer.Read("head.bias", classes));
-  head_ = packer.Linear(head_k_, w, b, classes);
+  ASSIGN_OR_RETURN(head_, packer.LargeLinear(head_k_, "head", config_.num_classes(), inputs));
   return absl::OkStatus();
 }
 
