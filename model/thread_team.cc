@@ -14,7 +14,8 @@
 namespace pyramid {
 namespace {
 
-// About 20 µs (a pause takes 140 cycles): longer than the wait between two layers, shorter than a scheduler's slice.
+// About 20 µs (a pause takes 140 cycles): longer than the wait between two layers, shorter than a
+// scheduler's slice.
 constexpr int kSpins = 500;
 
 void Pause() {
