@@ -99,7 +99,7 @@ Function OurAttention(int64_t heads) {
   };
 }
 
-TEST(DeviceOpsTest, AttentionIsAsGoodAsThePlainOne) {
+TEST(PYRAMID_OPS_SUITE, AttentionIsAsGoodAsThePlainOne) {
   ASSERT_TRUE(HasDeviceOps(TestDevice()));
   for (const torch::ScalarType type : kTypes) {
     for (const auto& [batch, queries, keys, heads, d] : {std::array{2, 196, 49, 2, 32},
@@ -117,7 +117,7 @@ TEST(DeviceOpsTest, AttentionIsAsGoodAsThePlainOne) {
   }
 }
 
-TEST(DeviceOpsTest, AttentionTakesViewsAndOddAddresses) {
+TEST(PYRAMID_OPS_SUITE, AttentionTakesViewsAndOddAddresses) {
   const Tensor wide = Normal({2, 20, 200}, torch::kHalf, 1),
                kv = Normal({2, 9, 128}, torch::kHalf, 2);
   for (const int64_t first : {0, 8, 1}) {  // aligned, aligned, not
@@ -127,7 +127,7 @@ TEST(DeviceOpsTest, AttentionTakesViewsAndOddAddresses) {
   }
 }
 
-TEST(DeviceOpsTest, WhatTheyDoNotTakeGivesNothing) {
+TEST(PYRAMID_OPS_SUITE, WhatTheyDoNotTakeGivesNothing) {
   const Tensor q = Normal({1, 9, 64}, torch::kFloat32, 1);
   EXPECT_FALSE(DeviceAttention(q, Normal({1, 257, 128}, torch::kFloat32, 2), 2, 1).has_value());
   EXPECT_FALSE(DeviceAttention(q, Normal({1, 9, 128}, torch::kFloat32, 2), 4, 1).has_value());
@@ -140,7 +140,7 @@ TEST(DeviceOpsTest, WhatTheyDoNotTakeGivesNothing) {
   EXPECT_FALSE(HasDeviceOps(torch::Device(torch::kMeta)));
 }
 
-TEST(DeviceOpsTest, ShapesThatDoNotFitAreNamed) {
+TEST(PYRAMID_OPS_SUITE, ShapesThatDoNotFitAreNamed) {
   const Tensor q = Normal({1, 9, 64}, torch::kFloat32, 1);
   try {
     DeviceAttention(q, Normal({1, 9, 64}, torch::kFloat32, 2), 2, 1);
@@ -156,7 +156,7 @@ TEST(DeviceOpsTest, ShapesThatDoNotFitAreNamed) {
   }
 }
 
-TEST(DeviceOpsTest, DwconvGeluIsAsGoodAsThePlainOne) {
+TEST(PYRAMID_OPS_SUITE, DwconvGeluIsAsGoodAsThePlainOne) {
   for (const torch::ScalarType type : kTypes) {
     for (const bool tanh : {false, true}) {
       for (const auto& [batch, height, width, c] :
@@ -181,7 +181,7 @@ TEST(DeviceOpsTest, DwconvGeluIsAsGoodAsThePlainOne) {
   }
 }
 
-TEST(DeviceOpsTest, LayerNormIsAsGoodAsThePlainOne) {
+TEST(PYRAMID_OPS_SUITE, LayerNormIsAsGoodAsThePlainOne) {
   for (const torch::ScalarType type : kTypes) {
     for (const int64_t c : {32, 64, 160, 256, 512}) {
       const Function plain = [](const std::vector<Tensor>& in) {
@@ -198,7 +198,7 @@ TEST(DeviceOpsTest, LayerNormIsAsGoodAsThePlainOne) {
   }
 }
 
-TEST(DeviceOpsTest, TheSameInputsGiveTheSameBits) {
+TEST(PYRAMID_OPS_SUITE, TheSameInputsGiveTheSameBits) {
   const std::vector<Tensor> inputs = {Normal({2, 300, 64}, torch::kBFloat16, 1),
                                       Normal({2, 144, 128}, torch::kBFloat16, 2)};
   const Tensor d_out = Normal({2, 300, 64}, torch::kBFloat16, 3);
@@ -244,7 +244,7 @@ std::vector<Tensor> LogitsAndGradients(PvtV2& network, const Tensor& pictures) {
   return all;
 }
 
-TEST(DeviceOpsTest, TheNetworkIsThePlainOneAndSoAreItsGradients) {
+TEST(PYRAMID_OPS_SUITE, TheNetworkIsThePlainOneAndSoAreItsGradients) {
   for (const auto& [variant, origin] :
        {std::pair("pvt_v2_b0", "timm"), {"pvt_v2_b0", "mindcv"}, {"pvt_v2_b2_li", "timm"}}) {
     SCOPED_TRACE(std::string(variant) + " " + origin);
@@ -268,7 +268,7 @@ TEST(DeviceOpsTest, TheNetworkIsThePlainOneAndSoAreItsGradients) {
   }
 }
 
-TEST(DeviceOpsTest, TheNetworkUnderAutocastIsAsGoodAsThePlainOne) {
+TEST(PYRAMID_OPS_SUITE, TheNetworkUnderAutocastIsAsGoodAsThePlainOne) {
   const c10::DeviceType device = TestDevice().type();
   const torch::InferenceMode inference;
   const Tensor pictures = Pictures(64);
