@@ -12,10 +12,11 @@ void AddWeightFlags(CLI::App& command, WeightOptions& options, CLI::Option* need
   std::vector<CLI::Option*> flags = {
       command
           .add_option("--origin", options.origin,
-                      "Whose weights they are: official, timm, mindcv or pyramid. Decides numerics "
+                      "Whose weights they are: official, timm, transformers, mindcv or pyramid. "
+                      "Decides numerics "
                       "and pixels; default: by the names in the file")
           ->type_name("ORIGIN")
-          ->check(CLI::IsMember({"official", "timm", "mindcv", "pyramid"})),
+          ->check(CLI::IsMember({"official", "timm", "transformers", "mindcv", "pyramid"})),
       command.add_flag("--ema", options.ema, "Take the averaged weights"),
       command.add_option("--pad-style", options.pad_style, "Not the origin's: torch or same")
           ->type_name("STYLE")

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "model/preprocess.h"
 #include "model/pvt_v2.h"
 #include "model/tensors.h"
+#include "proto/base/log.h"
 #include "proto/base/status.h"
 
 namespace pyramid {
@@ -41,8 +44,13 @@ void ConvertToBf16(PvtV2& network) {
 
 class TorchClassifier : public Classifier {
  public:
-  TorchClassifier(PvtV2 network, v1::Manifest manifest, torch::Device device)
-      : network_(std::move(network)), manifest_(std::move(manifest)), device_(device) {}
+  TorchClassifier(PvtV2 network, v1::Manifest manifest, DeviceName name, torch::Device device,
+                  bool records)
+      : network_(std::move(network)),
+        manifest_(std::move(manifest)),
+        name_(std::move(name)),
+        device_(device),
+        records_(records) {}
 
   absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch, int height,
                                              int width) override {
@@ -51,13 +59,10 @@ class TorchClassifier : public Classifier {
                  [&]() -> absl::StatusOr<std::vector<float>> {
                    UseForwardThreads();
                    const torch::InferenceMode inference;
-                   const torch::Tensor input =
-                       torch::from_blob(const_cast<float*>(pixels.data()),
-                                        {batch, manifest_.network().in_channels(), height, width},
-                                        torch::kFloat32)
-                           .to(device_);
-                   const torch::Tensor logits =
-                       network_->forward(input).to(torch::kCPU, torch::kFloat32).contiguous();
+                   const torch::Tensor input = torch::from_blob(
+                       const_cast<float*>(pixels.data()),
+                       {batch, manifest_.network().in_channels(), height, width}, torch::kFloat32);
+                   ASSIGN_OR_RETURN(const torch::Tensor logits, Answer(input));
                    const float* values = logits.const_data_ptr<float>();
                    return std::vector<float>(values, values + logits.numel());
                  });
@@ -66,10 +71,55 @@ class TorchClassifier : public Classifier {
   const v1::Manifest& manifest() const override { return manifest_; }
 
  private:
+  // A forward pass of one input size, recorded on the device: queued at once instead of operation
+  // by operation.
+  struct Recording {
+    torch::Tensor in, out;
+    std::unique_ptr<RecordedWork> work;  // null: this size can't be recorded
+  };
+  static constexpr size_t kMostRecordings = 32;  // input sizes; later ones go without
+
+  absl::StatusOr<torch::Tensor> Answer(const torch::Tensor& input) {
+    const auto on_cpu = [](const torch::Tensor& t) {
+      return t.to(torch::kCPU, torch::kFloat32).contiguous();
+    };
+    if (!records_) return on_cpu(network_->forward(input.to(device_)));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto size = input.sizes().vec();
+    const auto found = recordings_.find(size);
+    if (found == recordings_.end() && recordings_.size() >= kMostRecordings)
+      return on_cpu(network_->forward(input.to(device_)));
+    Recording& recording = found == recordings_.end() ? Record(input) : found->second;
+    if (recording.work == nullptr) return on_cpu(network_->forward(input.to(device_)));
+    recording.in.copy_(input);
+    RETURN_IF_ERROR(recording.work->Replay());
+    return on_cpu(recording.out);
+  }
+
+  // mutex_ is held.
+  Recording& Record(const torch::Tensor& input) {
+    Recording& recording = recordings_[input.sizes().vec()];
+    recording.in = input.to(device_);
+    recording.out = torch::empty({input.size(0), manifest_.network().num_classes()},
+                                 torch::TensorOptions(torch::kFloat32).device(device_));
+    auto work = RecordWork(name_, [&] { recording.out.copy_(network_->forward(recording.in)); });
+    if (work.ok()) {
+      recording.work = *std::move(work);
+    } else {
+      log::Info("not_recorded", {{"why", work.status().message()}});
+      recording.in = recording.out = torch::Tensor();
+    }
+    return recording;
+  }
+
   // forward() isn't const in LibTorch's modules; in eval mode it changes nothing.
   PvtV2 network_;
   const v1::Manifest manifest_;
+  const DeviceName name_;
   const torch::Device device_;
+  const bool records_;
+  std::mutex mutex_;
+  std::map<std::vector<int64_t>, Recording> recordings_;  // by mutex_
 };
 
 // The tensor called `name`, f32. DataLoss if there is none.
@@ -105,10 +155,10 @@ double ToleranceOf(const ClassifierOptions& options) {
   return options.device == "cpu" ? 1e-4 : 1e-3;  // other devices sum in another order
 }
 
-// LibTorch's operations, on any device.
+// LibTorch's operations, on any device; `device_ops`: with the plug-in's own, and recorded.
 absl::StatusOr<std::unique_ptr<Classifier>> MakePlainClassifier(const Weights& weights,
-                                                                const DeviceName& device,
-                                                                bool bf16) {
+                                                                const DeviceName& device, bool bf16,
+                                                                bool device_ops) {
   const v1::Manifest& manifest = weights.manifest();
   ASSIGN_OR_RETURN(PvtV2 network, MakePvtV2(manifest.network()));
   RETURN_IF_ERROR(LoadWeightsInto(*network, weights));
@@ -121,8 +171,9 @@ absl::StatusOr<std::unique_ptr<Classifier>> MakePlainClassifier(const Weights& w
                    parameter.set_requires_grad(false);
                  if (bf16) ConvertToBf16(network);
                  network->to(torch_device);
-                 return std::make_unique<TorchClassifier>(std::move(network), manifest,
-                                                          torch_device);
+                 if (device_ops) network->UseDeviceOps();
+                 return std::make_unique<TorchClassifier>(std::move(network), manifest, device,
+                                                          torch_device, device_ops);
                });
 }
 
@@ -154,11 +205,13 @@ absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem
   const bool bf16 = options.dtype == "bf16";
   absl::StatusOr<std::unique_ptr<Classifier>> classifier;
   if (device.kind == "cpu" && !options.plain) {
-    classifier = MakePackedClassifier(
-        std::move(weights), options,
-        [device, bf16](const Weights& same) { return MakePlainClassifier(same, device, bf16); });
+    classifier =
+        MakePackedClassifier(std::move(weights), options, [device, bf16](const Weights& same) {
+          return MakePlainClassifier(same, device, bf16, /*device_ops=*/false);
+        });
   } else {
-    classifier = MakePlainClassifier(*weights, device, bf16);
+    classifier = MakePlainClassifier(*weights, device, bf16,
+                                     /*device_ops=*/device.kind != "cpu" && !options.plain);
   }
   if (!classifier.ok()) return Annotate(classifier.status(), path.string());
   return classifier;

@@ -552,7 +552,7 @@ v1::Numerics NumericsOf(absl::string_view origin) {
   v1::Numerics numerics;
   numerics.set_pad_style(mindcv ? "same" : "torch");
   numerics.set_gelu(mindcv ? "tanh" : "erf");
-  numerics.set_eps_outer(mindcv ? 1e-7 : 1e-5);
+  numerics.set_eps_outer(mindcv ? 1e-7 : origin == "transformers" ? 1e-6 : 1e-5);
   numerics.set_eps_block(1e-6);
   return numerics;
 }

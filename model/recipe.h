@@ -170,7 +170,7 @@ std::vector<RecipeKey> RecipeKeys();
 v1::NetworkConfig NetworkOf(const Recipe& recipe, int num_classes);
 
 // Padding, GELU and epsilons of a code base: "official" and "timm" (and "pyramid", the default) |
-// "mindcv".
+// "transformers" | "mindcv".
 v1::Numerics NumericsOf(absl::string_view origin);
 
 // Which compat a network with this origin and these numerics belongs to.

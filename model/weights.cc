@@ -28,7 +28,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr absl::string_view kOrigins[] = {"official", "timm", "mindcv", "pyramid"};
+constexpr absl::string_view kOrigins[] = {"official", "timm", "transformers", "mindcv", "pyramid"};
 constexpr absl::string_view kFirstConv = "patch_embed1.proj.weight";
 constexpr absl::string_view kHeadWeight = "head.weight";
 
@@ -382,7 +382,7 @@ absl::Status CheckOptions(const WeightOptions& options) {
   };
   const auto quoted = [](const std::string& text) { return absl::StrCat("\"", text, "\""); };
   if (!options.origin.empty() && !Contains(kOrigins, options.origin))
-    return bad("origin", quoted(options.origin), "official, timm, mindcv or pyramid");
+    return bad("origin", quoted(options.origin), "official, timm, transformers, mindcv or pyramid");
   if (!options.pad_style.empty() && options.pad_style != "torch" && options.pad_style != "same")
     return bad("pad_style", quoted(options.pad_style), "torch or same");
   if (!options.gelu.empty() && options.gelu != "erf" && options.gelu != "tanh")
@@ -405,8 +405,9 @@ const char* OriginOfNaming(Naming naming) {
       return "timm";
     case Naming::kMindCv:
       return "mindcv";
-    case Naming::kOfficial:
     case Naming::kTransformers:
+      return "transformers";
+    case Naming::kOfficial:
       break;
   }
   return "official";
@@ -583,9 +584,9 @@ absl::StatusOr<v1::Manifest> ManifestOfFile(const WeightFile& file, Naming namin
   *manifest.mutable_network() = std::move(network);
   RETURN_IF_ERROR(ReadWeightNotes(file.notes, manifest));
   if (!manifest.origin().empty() && !Contains(kOrigins, manifest.origin())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("its metadata says the origin \"", manifest.origin(),
-                     "\", which isn't known; say origin official, timm, mindcv or pyramid"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "its metadata says the origin \"", manifest.origin(),
+        "\", which isn't known; say origin official, timm, transformers, mindcv or pyramid"));
   }
   if (manifest.origin().empty()) manifest.set_origin(OriginOfNaming(naming));
   if (!manifest.network().has_numerics()) {
@@ -717,7 +718,7 @@ v1::Preprocessing OriginPreprocessing(absl::string_view origin, int channels) {
   p.set_channels(3);
   p.set_exif("apply");
   v1::Resize& resize = *p.mutable_resize();
-  resize.set_side(origin == "official" ? 256 : 248);
+  resize.set_side(origin == "official" || origin == "transformers" ? 256 : 248);
   resize.set_kernel("bicubic");
   resize.set_antialias(origin == "mindcv" ? "none" : "pillow");
   resize.set_other_side("floor");

@@ -111,7 +111,7 @@ int ValidateCommand(const Arguments& arguments) {
                  "A checkpoint's folder, or a file of weights");
   app.add_option("--origin", flags.weights.origin,
                  "Whose weights they are; default: by the names in the file")
-      ->check(CLI::IsMember({"official", "timm", "mindcv", "pyramid"}));
+      ->check(CLI::IsMember({"official", "timm", "transformers", "mindcv", "pyramid"}));
   app.add_flag("--ema", flags.weights.ema, "Take the averaged weights");
   app.add_option("--pixels", flags.pixels,
                  "How pictures are prepared: as what comes with the weights says (default), or the "

@@ -1,5 +1,5 @@
 """transformers' PvtV2, as save_pretrained writes it, is read here: names, key and value apart, numerics. The logits are transformers' own
-once eps-outer is transformers' 1e-6 in place of the official code's 1e-5 (docs/models.md)."""
+by their names alone: eps 1e-6 in every norm, where the official code has 1e-5 (docs/models.md)."""
 import torch
 import transformers
 
@@ -30,10 +30,10 @@ def main():
             model.save_pretrained(folder)
             torch.save(model.state_dict(), folder + "/weights.pth")
             for file in ("model.safetensors", "weights.pth"):
-                ours = pyramid.logits(f"{folder}/{file}", pictures, "--eps-outer", "1e-6")
+                ours = pyramid.logits(f"{folder}/{file}", pictures)
                 pyramid.compare(f"{variant}, {kind}, {file}", theirs, ours, 2e-5)
-            ours = pyramid.logits(folder + "/model.safetensors", pictures)
-            pyramid.compare(f"{variant}, {kind}, under the official eps-outer", theirs, ours, 5e-4)
+            ours = pyramid.logits(folder + "/model.safetensors", pictures, "--origin", "official")
+            pyramid.compare(f"{variant}, {kind}, with --origin official", theirs, ours, 5e-4)
     pyramid.finish()
 
 
