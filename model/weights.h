@@ -26,8 +26,8 @@
 namespace pyramid {
 
 struct WeightOptions {
-  std::string origin;  // "official" | "timm" | "transformers" | "mindcv" | "pyramid"; empty: by
-                       // naming or the file's own metadata
+  std::string origin;     // "official" | "timm" | "transformers" | "mindcv" | "pyramid"; empty: by
+                          // naming or the file's own metadata
   std::string naming;     // empty: detected
   std::string pad_style;  // override, as in v1::Numerics; empty: the origin's
   std::string gelu;
