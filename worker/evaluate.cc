@@ -33,7 +33,7 @@ void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
   }
 }
 
-absl::StatusOr<EvalCounts> Evaluate(Loader& loader, int side, double label_smoothing,
+absl::StatusOr<EvalCounts> Evaluate(Loader& loader, double label_smoothing,
                                     const LogitsFunction& logits,
                                     const std::function<bool(int64_t images)>& stop) {
   EvalCounts counts;
@@ -45,8 +45,7 @@ absl::StatusOr<EvalCounts> Evaluate(Loader& loader, int side, double label_smoot
     ASSIGN_OR_RETURN(const Batch* batch, loader.Take());
     if (batch == nullptr) return counts;
     if (batch->count == 0) continue;
-    ASSIGN_OR_RETURN(const std::vector<float> values,
-                     logits(batch->pixels, static_cast<int>(batch->count), side));
+    ASSIGN_OR_RETURN(const std::vector<float> values, logits(*batch));
     CountBatch(values, batch->labels, label_smoothing, counts);
   }
 }

@@ -33,12 +33,11 @@ struct EvalCounts {
 void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
                 double label_smoothing, EvalCounts& counts);
 
-// [count, channels, side, side] floats → [count, classes] logits.
-using LogitsFunction = std::function<absl::StatusOr<std::vector<float>>(
-    std::span<const float> pixels, int count, int side)>;
+// A batch's pixels, [count, channels, side, side] → logits, [count, classes].
+using LogitsFunction = std::function<absl::StatusOr<std::vector<float>>(const Batch& batch)>;
 
 // Takes every batch of the loader. `stop`, asked between batches, ends it early with `interrupted`.
-absl::StatusOr<EvalCounts> Evaluate(Loader& loader, int side, double label_smoothing,
+absl::StatusOr<EvalCounts> Evaluate(Loader& loader, double label_smoothing,
                                     const LogitsFunction& logits,
                                     const std::function<bool(int64_t images)>& stop);
 

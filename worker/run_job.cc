@@ -348,12 +348,11 @@ class Job {
                               .end = part.end};
     options.threads = LoaderThreads(recipe_, options_.placement.local_world);
     const std::unique_ptr<Loader> loader = MakeEvalLoader(*data_.val, options, *data_.bad_val);
-    const auto logits = [this](std::span<const float> pixels, int count, int side) {
-      return trainer_->Logits(pixels, count, side);
+    const auto logits = [this](const Batch& batch) {
+      return trainer_->Logits(batch.pixels, static_cast<int>(batch.count), recipe_.image_resize);
     };
-    ASSIGN_OR_RETURN(const EvalCounts mine,
-                     Evaluate(*loader, recipe_.image_resize, recipe_.label_smoothing, logits,
-                              [this](int64_t) { return StopAsked(); }));
+    ASSIGN_OR_RETURN(const EvalCounts mine, Evaluate(*loader, recipe_.label_smoothing, logits,
+                                                     [this](int64_t) { return StopAsked(); }));
     std::vector<double> sums = {static_cast<double>(mine.images), static_cast<double>(mine.top1),
                                 static_cast<double>(mine.top5), mine.loss_sum,
                                 mine.interrupted ? 1.0 : 0.0};

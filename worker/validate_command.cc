@@ -1,4 +1,6 @@
 // pyramid-worker validate: scores a checkpoint on a recipe's validation split, offline.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -9,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "model/classifier.h"
 #include "model/weights.h"
+#include "proto/base/file.h"
 #include "proto/base/status.h"
 #include "worker/commands.h"
 #include "worker/evaluate.h"
@@ -24,8 +27,23 @@ struct ValidateFlags {
   int threads = 0;
   WeightOptions weights;
   std::string pixels = "weights";
+  std::string predictions;
   bool json = false;
 };
+
+// The network's first answer for each picture of a batch, a line each, as `index,label,prediction,
+// probability`.
+void AddPredictions(const Batch& batch, std::span<const float> logits, std::string& table) {
+  const size_t classes = logits.size() / batch.labels.size();
+  for (size_t i = 0; i < batch.labels.size(); ++i) {
+    const std::span<const float> row = logits.subspan(i * classes, classes);
+    const auto first = std::max_element(row.begin(), row.end());
+    double sum = 0;
+    for (const float logit : row) sum += std::exp(static_cast<double>(logit) - *first);
+    absl::StrAppendFormat(&table, "%d,%d,%d,%.6f\n", batch.pictures[i], batch.labels[i],
+                          first - row.begin(), 1 / sum);
+  }
+}
 
 absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
   std::filesystem::path path = recipe.ckpt_path;
@@ -69,14 +87,18 @@ absl::Status Validate(const Recipe& recipe, const ValidateFlags& flags) {
   std::fprintf(stderr, "Num batches: %ld\nStart validating...\n",
                static_cast<long>((data->size() + recipe.batch_size - 1) / recipe.batch_size));
   const absl::Time begin = absl::Now();
-  ASSIGN_OR_RETURN(const EvalCounts counts,
-                   Evaluate(
-                       *loader, preparation.crop(), recipe.label_smoothing,
-                       [&](std::span<const float> pixels, int count, int side) {
-                         return classifier->Forward(pixels, count, side, side);
-                       },
-                       [](int64_t) { return false; }));
+  std::string predictions = "index,label,prediction,probability\n";
+  const int side = preparation.crop();
+  const auto answer = [&](const Batch& batch) -> absl::StatusOr<std::vector<float>> {
+    ASSIGN_OR_RETURN(std::vector<float> logits,
+                     classifier->Forward(batch.pixels, static_cast<int>(batch.count), side, side));
+    if (!flags.predictions.empty()) AddPredictions(batch, logits, predictions);
+    return logits;
+  };
+  ASSIGN_OR_RETURN(const EvalCounts counts, Evaluate(*loader, recipe.label_smoothing, answer,
+                                                     [](int64_t) { return false; }));
   const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
+  if (!flags.predictions.empty()) RETURN_IF_ERROR(WriteFileSynced(flags.predictions, predictions));
   if (flags.json) {
     nlohmann::json json = {{"top1", counts.Top1()},       {"loss", counts.Loss()},
                            {"images", counts.images},     {"correct", counts.top1},
@@ -117,6 +139,10 @@ int ValidateCommand(const Arguments& arguments) {
                  "How pictures are prepared: as what comes with the weights says (default), or the "
                  "recipe")
       ->check(CLI::IsMember({"weights", "recipe"}));
+  app.add_option(
+         "--predictions", flags.predictions,
+         "Write each picture's first answer to this file: index,label,prediction,probability")
+      ->type_name("FILE.csv");
   app.add_option("--device", flags.device, "cpu, cuda:N or npu:N; default: the recipe's");
   app.add_option("--dtype", flags.dtype, "fp32 or bf16");
   app.add_option("--threads", flags.threads, "Inside an operation")->check(CLI::Range(1, 1024));

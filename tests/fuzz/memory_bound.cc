@@ -17,15 +17,7 @@
 #include <cstdlib>
 
 #include "tests/fuzz/fuzz_target.h"
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define PYRAMID_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define PYRAMID_SANITIZED
-#endif
+#include "tests/testing/sanitized.h"
 
 namespace {
 

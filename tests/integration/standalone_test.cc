@@ -4,7 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "proto/base/file.h"
 #include "tests/integration/cluster.h"
 #include "tests/testing/idx_data.h"
@@ -53,13 +57,27 @@ TEST_F(StandaloneTest, TrainThenValidateGiveTheSameNumber) {
   ASSERT_EQ(train.exit_code, 0) << train.out << train.err;
   ASSERT_OK_AND_ASSIGN(const std::string manifest,
                        ReadFile(folder_ / "ckpt/step-00000020/manifest.json"));
-  const RunResult validate = RunHere({Program("pyramid"), "validate", "-c", "recipe.yaml",
-                                      "--ckpt_path", "ckpt/step-00000020", "--json"},
-                                     "validate");
+  const RunResult validate =
+      RunHere({Program("pyramid"), "validate", "-c", "recipe.yaml", "--ckpt_path",
+               "ckpt/step-00000020", "--json", "--predictions", "answers.csv"},
+              "validate");
   ASSERT_EQ(validate.exit_code, 0) << validate.err;
   const auto result = nlohmann::json::parse(validate.out);
   EXPECT_DOUBLE_EQ(result.at("top1").get<double>(),
                    nlohmann::json::parse(manifest).at("training").at("val_top1").get<double>());
+  // The table adds up to the number.
+  ASSERT_OK_AND_ASSIGN(const std::string answers, ReadFile(folder_ / "answers.csv"));
+  const std::vector<std::string> lines = absl::StrSplit(answers, '\n', absl::SkipEmpty());
+  ASSERT_EQ(lines.front(), "index,label,prediction,probability");
+  EXPECT_EQ(static_cast<int64_t>(lines.size()) - 1, result.at("images").get<int64_t>());
+  int64_t right = 0;
+  for (size_t i = 1; i < lines.size(); ++i) {
+    const std::vector<std::string> fields = absl::StrSplit(lines[i], ',');
+    ASSERT_EQ(fields.size(), 4u) << lines[i];
+    EXPECT_EQ(fields[0], absl::StrCat(i - 1));
+    right += fields[1] == fields[2];
+  }
+  EXPECT_EQ(right, result.at("correct").get<int64_t>());
 }
 
 TEST_F(StandaloneTest, BenchPrintsOneObject) {

@@ -17,6 +17,7 @@
 #include "model/preprocess.h"
 #include "proto/base/file.h"
 #include "tests/model/pictures.h"
+#include "tests/testing/sanitized.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
@@ -400,17 +401,6 @@ TEST(DecodeTest, AJpegOfVeryManyScansIsRefused) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("more than 100 scans")));
 }
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define PYRAMID_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(PYRAMID_SANITIZED)
-constexpr bool kSanitized = true;  // freed memory is kept and shadowed
-#else
-constexpr bool kSanitized = false;
-#endif
-
 // MB of resident memory that `work` needs at its peak beyond what was there; -1: the system won't
 // tell.
 double PeakGrowth(const std::function<void()>& work) {
@@ -457,7 +447,7 @@ TEST(DecodeMemoryTest, BombsCostNothing) {
     const double growth = PeakGrowth([&, &file = bytes] { (void)DecodeImage(file, 3, true); });
     if (growth < 0) GTEST_SKIP() << "/proc/self/clear_refs can't be written";
     std::printf("%-34s %8zu bytes: %5.1f MB\n", name, bytes.size(), growth);
-    if (!kSanitized) {
+    if (!testing::kSanitized) {
       EXPECT_LT(growth, 4) << name;
     }
   }
@@ -499,7 +489,7 @@ TEST(DecodeMemoryTest, APixelCostsAtMostTwelveBytes) {
     const double bytes_per_pixel = growth * (1 << 20) / (double{kSide} * kSide);
     std::printf("%-34s %8zu bytes: %5.1f bytes a pixel\n", name, bytes.size(), bytes_per_pixel);
     EXPECT_GT(bytes_per_pixel, 2.9) << name;  // the picture itself: the measurement works
-    if (!kSanitized) {
+    if (!testing::kSanitized) {
       EXPECT_LT(bytes_per_pixel, 12) << name;
     }
   }

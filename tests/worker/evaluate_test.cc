@@ -66,11 +66,11 @@ TEST(EvaluateTest, StopsBetweenBatchesWhenAsked) {
         return absl::OkStatus();
       },
       1, 2);
-  const auto logits = [](std::span<const float>, int, int) -> absl::StatusOr<std::vector<float>> {
+  const auto logits = [](const Batch&) -> absl::StatusOr<std::vector<float>> {
     return std::vector<float>{1, 0, 0, 1};
   };
   ASSERT_OK_AND_ASSIGN(const EvalCounts counts,
-                       Evaluate(loader, 1, 0, logits, [](int64_t images) { return images >= 6; }));
+                       Evaluate(loader, 0, logits, [](int64_t images) { return images >= 6; }));
   EXPECT_TRUE(counts.interrupted);
   EXPECT_EQ(counts.images, 6);
   EXPECT_EQ(counts.top1, 6);

@@ -185,12 +185,14 @@ std::unique_ptr<Loader> MakeTrainLoader(const Dataset& dataset, const TrainLoade
     batch.count = static_cast<int64_t>(plan.indices.size());
     batch.pixels.resize(batch.count * floats);
     batch.labels.resize(batch.count);
+    batch.pictures.resize(batch.count);
     for (int64_t i = 0; i < batch.count; ++i) {
       const int64_t position = plan.first_position + i;
       int64_t index = plan.indices[i];
       ASSIGN_OR_RETURN(const RgbImage image,
                        ReadOrSubstitute(dataset, recipe, plan.epoch, position, bad, index));
       batch.labels[i] = dataset.label(index);
+      batch.pictures[i] = index;
       const absl::Status status =
           augmenter->Apply(image, plan.epoch, position, &batch.pixels[i * floats]);
       if (!status.ok()) return Annotate(status, dataset.NameOf(index));
@@ -216,6 +218,7 @@ std::unique_ptr<Loader> MakeEvalLoader(const Dataset& dataset, const EvalLoaderO
     const int64_t floats = int64_t{p.channels()} * p.crop() * p.crop();
     batch.pixels.resize(plan.indices.size() * floats);
     batch.labels.clear();
+    batch.pictures.clear();
     for (const int64_t index : plan.indices) {
       absl::StatusOr<RgbImage> image = dataset.Read(index, p.channels());
       if (!image.ok()) {
@@ -226,6 +229,7 @@ std::unique_ptr<Loader> MakeEvalLoader(const Dataset& dataset, const EvalLoaderO
       if (!cropped.ok()) return Annotate(cropped.status(), dataset.NameOf(index));
       Normalise(*cropped, p, &batch.pixels[batch.labels.size() * floats]);
       batch.labels.push_back(dataset.label(index));
+      batch.pictures.push_back(index);
     }
     batch.count = static_cast<int64_t>(batch.labels.size());
     batch.pixels.resize(batch.count * floats);

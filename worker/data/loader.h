@@ -36,6 +36,8 @@ struct Batch {
   BatchPlan plan;
   std::vector<float> pixels;    // [count, channels, side, side]
   std::vector<int64_t> labels;  // [count]
+  std::vector<int64_t>
+      pictures;  // [count], of the dataset: not as planned where replaced or left out
   int64_t count =
       0;  // pictures in `pixels`; fewer than planned where undecodable ones were left out
 };
