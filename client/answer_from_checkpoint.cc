@@ -103,7 +103,7 @@ class CheckpointAnswerer : public Answerer {
     std::vector<float> pixels;
   };
 
-  static absl::StatusOr<Ready> Prepare(v1::Picture picture, const v1::Manifest& manifest) {
+  static absl::StatusOr<Ready> Prepare(const v1::Picture& picture, const v1::Manifest& manifest) {
     Ready ready;
     if (picture.has_tensor()) {
       const v1::ImageTensor& tensor = picture.tensor();

@@ -137,7 +137,8 @@ Packed PackTransposed(const CpuKernels& kernels, const Tensor& weight, double sc
 }
 
 void Linear(const CpuKernels& kernels, const Packed& w, const char* a, char* out, int64_t rows,
-            Output output = Output::kActivation, const char* residual = nullptr) {
+            Output output = Output::kActivation, const char* residual = nullptr,
+            bool relu = false) {
   if (rows == 0) return;
   kernels.linear({.a = a,
                   .lda = w.k,
@@ -150,7 +151,7 @@ void Linear(const CpuKernels& kernels, const Packed& w, const char* a, char* out
                   .n = w.n,
                   .k = w.k,
                   .output = output,
-                  .relu = false});
+                  .relu = relu});
 }
 
 void LinearGrad(const TrainKernels& kernels, const char* dy, const char* x, int64_t rows, int64_t n,
@@ -500,11 +501,11 @@ class PatchFunction : public torch::autograd::Function<PatchFunction> {
 
 // ---- MLP ----
 
+kernels::Gelu GeluOf(bool tanh) { return tanh ? kernels::Gelu::kTanh : kernels::Gelu::kErf; }
+
 struct MlpSpec {
   FusedOps ops;
-  MapSize size;
-  kernels::Gelu gelu = kernels::Gelu::kErf;
-  double eps = 0;
+  FusedMlpShape shape;
 };
 
 // Depthwise weights as kernels' gradients take them: [9, hidden].
@@ -542,9 +543,10 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
       }
       char* map = Bytes(hidden) + run.first * tokens * wide * act;
       float* mean = scratch.FloatsAt(rank, stats);
-      Norm(*spec.ops.train, View(gamma, beta, spec.eps), from, scratch.At(rank, normed), rows, c,
-           mean, mean + rows);
-      Linear(k, fc1, scratch.At(rank, normed), map, rows, Output::kHidden);
+      Norm(*spec.ops.train, View(gamma, beta, spec.shape.eps), from, scratch.At(rank, normed), rows,
+           c, mean, mean + rows);
+      Linear(k, fc1, scratch.At(rank, normed), map, rows, Output::kHidden, nullptr,
+             spec.shape.relu);
       conv.Forward(map, scratch.At(rank, gelu), run.count);
       if (run.scale == 1) {
         Linear(k, fc2, scratch.At(rank, gelu), to, rows, Output::kActivation, from);
@@ -590,7 +592,7 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
                   dpath = scratch.Add(chunk * tokens * c * act),
                   work = scratch.Add(
                       4 * static_cast<int64_t>(t.dwconv_grad_scratch_floats(
-                              static_cast<int>(spec.size.width), static_cast<int>(wide))));
+                              static_cast<int>(spec.shape.size.width), static_cast<int>(wide))));
     scratch.Make(threads);
     ForRuns(k, threads, pictures, chunk, scale, [&](int rank, const Run& run) {
       const int64_t rows = run.count * tokens, at = run.first * tokens * c * act;
@@ -606,7 +608,7 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
       }
       const char* map = Bytes(hidden) + run.first * tokens * wide * act;
       float* mean = scratch.FloatsAt(rank, stats);
-      const NormView norm = View(gamma, beta, spec.eps);
+      const NormView norm = View(gamma, beta, spec.shape.eps);
       // fc2
       conv.Forward(map, scratch.At(rank, gelu), run.count);
       LinearGrad(t, dy, scratch.At(rank, gelu), rows, c, wide, parameters.At(rank, dw2),
@@ -622,12 +624,13 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
                           .dbias = parameters.At(rank, ddb),
                           .scratch = scratch.FloatsAt(rank, work),
                           .n = static_cast<int>(run.count),
-                          .height = static_cast<int>(spec.size.height),
-                          .width = static_cast<int>(spec.size.width),
+                          .height = static_cast<int>(spec.shape.size.height),
+                          .width = static_cast<int>(spec.shape.size.width),
                           .c_first = 0,
                           .c_last = static_cast<int>(wide),
                           .c = static_cast<int>(wide),
-                          .gelu = spec.gelu});
+                          .gelu = GeluOf(spec.shape.gelu_tanh),
+                          .relu = spec.shape.relu});
       // fc1
       Norm(t, norm, Bytes(x) + at, scratch.At(rank, normed), rows, c, mean, mean + rows);
       LinearGrad(t, scratch.At(rank, dhidden), scratch.At(rank, normed), rows, wide, c,
@@ -663,25 +666,26 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
       const Tensor w = weight.contiguous();
       k.pack_dwconv(w.const_data_ptr<float>(), bias.const_data_ptr<float>(),
                     static_cast<int>(wide_), weight_.data_ptr());
-      zeros_ =
-          torch::zeros({spec.size.width * wide_ * k.hidden_bytes + kernels::kSlack}, torch::kByte);
+      zeros_ = torch::zeros({spec.shape.size.width * wide_ * k.hidden_bytes + kernels::kSlack},
+                            torch::kByte);
     }
 
     void Forward(const char* map, char* out, int64_t pictures) const {
       const CpuKernels& k = *spec_.ops.forward;
-      const int64_t height = spec_.size.height;
-      const int64_t row = spec_.size.width * wide_ * k.hidden_bytes;
+      const int64_t height = spec_.shape.size.height;
+      const int64_t row = spec_.shape.size.width * wide_ * k.hidden_bytes;
       std::vector<const void*> rows(static_cast<size_t>(height) + 2, zeros_.data_ptr());
       for (int64_t i = 0; i < pictures; ++i) {
         for (int64_t y = 0; y < height; ++y)
           rows[static_cast<size_t>(y) + 1] = map + (i * height + y) * row;
-        k.dwconv_gelu({.rows = rows.data(),
-                       .weight = weight_.data_ptr(),
-                       .out = out + i * height * spec_.size.width * wide_ * k.activation_bytes,
-                       .count = static_cast<int>(height),
-                       .width = static_cast<int>(spec_.size.width),
-                       .c = static_cast<int>(wide_),
-                       .gelu = spec_.gelu});
+        k.dwconv_gelu(
+            {.rows = rows.data(),
+             .weight = weight_.data_ptr(),
+             .out = out + i * height * spec_.shape.size.width * wide_ * k.activation_bytes,
+             .count = static_cast<int>(height),
+             .width = static_cast<int>(spec_.shape.size.width),
+             .c = static_cast<int>(wide_),
+             .gelu = GeluOf(spec_.shape.gelu_tanh)});
       }
     }
 
@@ -698,15 +702,71 @@ struct AttentionSpec {
   FusedOps ops;
   FusedAttentionShape shape;
 
-  MapWindows Windows(int64_t c, int64_t element) const {
-    return {.height = shape.size.height,
-            .width = shape.size.width,
-            .token_bytes = c * element,
-            .kernel = shape.reduction,
-            .stride = shape.reduction,
-            .top = kernels::ReductionSide(shape.size.height, shape.reduction, shape.pad_same),
-            .left = kernels::ReductionSide(shape.size.width, shape.reduction, shape.pad_same)};
+  bool reduces() const { return pools() || shape.reduction > 1; }
+  bool pools() const { return shape.pooled_side > 0; }
+};
+
+// The reduction of a picture's map to a row a key, which a linear layer takes: windows without
+// overlap, or the linear variant's means.
+class KeyRows {
+ public:
+  KeyRows(const AttentionSpec& spec, int64_t c, int64_t element)
+      : spec_(spec), c_(static_cast<int>(c)) {
+    const FusedAttentionShape& shape = spec.shape;
+    windows_ = {.height = shape.size.height,
+                .width = shape.size.width,
+                .token_bytes = c * element,
+                .kernel = shape.reduction,
+                .stride = shape.reduction,
+                .top = kernels::ReductionSide(shape.size.height, shape.reduction, shape.pad_same),
+                .left = kernels::ReductionSide(shape.size.width, shape.reduction, shape.pad_same)};
   }
+
+  // Without a reduction every token is a key.
+  int64_t keys() const {
+    return spec_.pools() ? spec_.shape.pooled_side * spec_.shape.pooled_side : windows_.outputs();
+  }
+  int64_t elements() const {  // of a row
+    return spec_.reduces() ? windows_.kernel * windows_.kernel * c_ : 0;
+  }
+
+  void Gather(const char* map, char* rows) const {
+    if (!spec_.pools()) {
+      kernels::GatherPatches(windows_, map, 0, keys(), rows);
+      return;
+    }
+    spec_.ops.train->pool({.in = map,
+                           .out = rows,
+                           .height = static_cast<int>(windows_.height),
+                           .width = static_cast<int>(windows_.width),
+                           .cells = static_cast<int>(spec_.shape.pooled_side),
+                           .c = c_});
+  }
+
+  // The map's gradient from that of the rows. `work`: as many floats as the map has numbers; not
+  // used where the map is pooled.
+  void Scatter(const float* rows, float* work, char* map) const {
+    if (spec_.pools()) {
+      spec_.ops.train->pool_grad({.dout = rows,
+                                  .dx = map,
+                                  .height = static_cast<int>(windows_.height),
+                                  .width = static_cast<int>(windows_.width),
+                                  .cells = static_cast<int>(spec_.shape.pooled_side),
+                                  .c = c_});
+      return;
+    }
+    const int64_t numbers = windows_.height * windows_.width * c_;
+    MapWindows f32 = windows_;
+    f32.token_bytes = int64_t{c_} * 4;
+    std::fill(work, work + numbers, 0.0f);
+    kernels::ScatterPatches(f32, rows, work);
+    spec_.ops.forward->from_float(work, map, numbers);
+  }
+
+ private:
+  const AttentionSpec& spec_;
+  int c_;
+  MapWindows windows_;
 };
 
 // softmax(s / sqrt(d)) as a power of two.
@@ -729,9 +789,9 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const Tensor x = Activation(input, spec.ops.type);
     const int64_t pictures = x.size(0), tokens = x.size(1), c = x.size(2);
     const int64_t heads = spec.shape.heads, d = c / heads;
-    const bool reduces = wsr.numel() > 0;
-    const MapWindows windows = spec.Windows(c, act);
-    const int64_t keys = reduces ? windows.outputs() : tokens;
+    const bool reduces = spec.reduces();
+    const KeyRows key_rows(spec, c, act);
+    const int64_t keys = key_rows.keys(), key_row = key_rows.elements() * act;
     TORCH_CHECK(keys <= kernels::kMostKeys, "Attention has ", keys, " keys; fused training takes ",
                 kernels::kMostKeys, ".");
     const Packed q = Pack(k, wq, bq, QueryScale(d)), kv = Pack(k, wkv, bkv), proj = Pack(k, wp, bp);
@@ -744,11 +804,13 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const Tensor out = WithSlack(x.sizes(), spec.ops.type);
 
     const int threads = Threads();
-    const int64_t chunk = ChunkOf(tokens, pictures / threads);
+    const int64_t most_rows =
+        std::max(tokens, keys);  // of a picture; small maps are pooled to more
+    const int64_t chunk = ChunkOf(most_rows, pictures / threads);
     Scratch scratch;
     const int64_t normed = scratch.Add(chunk * tokens * c * act),
-                  stats = scratch.Add(2 * chunk * tokens * 4),
-                  patches = scratch.Add(reduces ? chunk * keys * windows.patch_bytes() : 0),
+                  stats = scratch.Add(2 * chunk * most_rows * 4),
+                  gathered = scratch.Add(chunk * keys * key_row),
                   source = scratch.Add(chunk * keys * c * act),
                   packed = scratch.Add(static_cast<int64_t>(
                       k.packed_keys_bytes(static_cast<int>(keys), static_cast<int>(d)))),
@@ -769,13 +831,19 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
       if (reduces) {
         char* r = Bytes(reduced) + run.first * keys * c * act;
         for (int64_t i = 0; i < run.count; ++i) {
-          kernels::GatherPatches(windows, scratch.At(rank, normed) + i * tokens * c * act, 0, keys,
-                                 scratch.At(rank, patches) + i * keys * windows.patch_bytes());
+          key_rows.Gather(scratch.At(rank, normed) + i * tokens * c * act,
+                          scratch.At(rank, gathered) + i * keys * key_row);
         }
-        Linear(k, sr, scratch.At(rank, patches), r, run.count * keys);
+        Linear(k, sr, scratch.At(rank, gathered), r, run.count * keys);
         Norm(t, View(sr_gamma, sr_beta, spec.shape.eps_outer), r, scratch.At(rank, source),
              run.count * keys, c, mean, mean + run.count * keys);
         key_source = scratch.At(rank, source);
+        if (spec.pools()) {
+          t.gelu({.in = key_source,
+                  .out = scratch.At(rank, source),
+                  .n = run.count * keys * c,
+                  .gelu = GeluOf(spec.shape.gelu_tanh)});
+        }
       }
       char* pair = Bytes(pairs) + run.first * keys * 2 * c * act;
       Linear(k, kv, key_source, pair, run.count * keys);
@@ -822,10 +890,9 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const int64_t act = k.activation_bytes;
     const int64_t pictures = x.size(0), tokens = x.size(1), c = x.size(2);
     const int64_t heads = spec.shape.heads, d = c / heads;
-    const bool reduces = wsr.numel() > 0;
-    const MapWindows windows = spec.Windows(c, act);
-    const int64_t keys = reduces ? windows.outputs() : tokens;
-    const int64_t patch = reduces ? windows.patch_bytes() / act : 0;  // elements
+    const bool reduces = spec.reduces(), pools = spec.pools();
+    const KeyRows key_rows(spec, c, act);
+    const int64_t keys = key_rows.keys(), elements = key_rows.elements();
     const Tensor dout = Activation(grads[0], spec.ops.type);
     const Tensor dx = WithSlack(x.sizes(), spec.ops.type);
     const double query_scale = QueryScale(d);
@@ -834,13 +901,13 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const Packed back_sr = reduces ? PackTransposed(k, ReductionWeight(wsr)) : Packed();
 
     const int threads = Threads();
-    const int64_t chunk = ChunkOf(tokens, pictures / threads);
+    const int64_t chunk = ChunkOf(std::max(tokens, keys), pictures / threads);
     ParameterGradients parameters;
     const int64_t dgamma = parameters.Add(c), dbeta = parameters.Add(c),
                   dwq = parameters.Add(c * c), dbq = parameters.Add(c),
                   dwkv = parameters.Add(2 * c * c), dbkv = parameters.Add(2 * c),
                   dwp = parameters.Add(c * c), dbp = parameters.Add(c),
-                  dwsr = parameters.Add(c * patch), dbsr = parameters.Add(c),
+                  dwsr = parameters.Add(c * elements), dbsr = parameters.Add(c),
                   dsr_gamma = parameters.Add(c), dsr_beta = parameters.Add(c);
     parameters.Make(threads);
     Scratch scratch;
@@ -849,16 +916,17 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
                   dpath = scratch.Add(map), dmixed = scratch.Add(map), dq = scratch.Add(map),
                   dnormed = scratch.Add(map), dpairs = scratch.Add(2 * small),
                   source = scratch.Add(small), dsource = scratch.Add(small),
+                  activated = scratch.Add(pools ? small : 0),
                   key_stats = scratch.Add(2 * chunk * keys * 4),
-                  patches = scratch.Add(chunk * keys * patch * act),
-                  dpatches = scratch.Add(reduces ? keys * patch * 4 : 0),
-                  dmap = scratch.Add(reduces ? tokens * c * 4 : 0),
+                  gathered = scratch.Add(chunk * keys * elements * act),
+                  dgathered = scratch.Add(keys * elements * 4),
+                  dmap = scratch.Add(reduces && !pools ? tokens * c * 4 : 0),
                   dkeys = scratch.Add(2 * keys * d * 4),
                   work = scratch.Add(4 * static_cast<int64_t>(t.attention_grad_scratch_floats(
                                              static_cast<int>(keys), static_cast<int>(d))));
     scratch.Make(threads);
     ForRuns(k, threads, pictures, chunk, scale, [&](int rank, const Run& run) {
-      const int64_t rows = run.count * tokens, key_rows = run.count * keys;
+      const int64_t rows = run.count * tokens, all_keys = run.count * keys;
       const int64_t at = run.first * tokens * c * act, pair_at = run.first * keys * 2 * c * act;
       const auto own = [&](int64_t offset) { return scratch.At(rank, offset); };
       const auto grad = [&](int64_t offset) { return parameters.At(rank, offset); };
@@ -914,27 +982,34 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
         Linear(k, back_kv, own(dpairs), own(dnormed), rows);
       } else {
         const NormView sr_norm = View(sr_gamma, sr_beta, spec.shape.eps_outer);
+        const kernels::Gelu gelu = GeluOf(spec.shape.gelu_tanh);
         const char* r = Bytes(reduced) + run.first * keys * c * act;
         float* key_mean = scratch.FloatsAt(rank, key_stats);
-        Norm(t, sr_norm, r, own(source), key_rows, c, key_mean, key_mean + key_rows);
-        LinearGrad(t, own(dpairs), own(source), key_rows, 2 * c, c, grad(dwkv), grad(dbkv));
-        Linear(k, back_kv, own(dpairs), own(dsource), key_rows);
-        NormGrad(t, sr_norm, own(dsource), r, key_mean, key_mean + key_rows, nullptr, own(dsource),
-                 key_rows, c, grad(dsr_gamma), grad(dsr_beta));
-        for (int64_t i = 0; i < run.count; ++i) {
-          kernels::GatherPatches(windows, own(normed) + i * tokens * c * act, 0, keys,
-                                 own(patches) + i * keys * patch * act);
+        Norm(t, sr_norm, r, own(source), all_keys, c, key_mean, key_mean + all_keys);
+        if (pools)
+          t.gelu({.in = own(source), .out = own(activated), .n = all_keys * c, .gelu = gelu});
+        LinearGrad(t, own(dpairs), own(pools ? activated : source), all_keys, 2 * c, c, grad(dwkv),
+                   grad(dbkv));
+        Linear(k, back_kv, own(dpairs), own(dsource), all_keys);
+        if (pools) {
+          t.gelu_grad({.in = own(source),
+                       .dout = own(dsource),
+                       .dx = own(dsource),
+                       .n = all_keys * c,
+                       .gelu = gelu});
         }
-        LinearGrad(t, own(dsource), own(patches), key_rows, c, patch, grad(dwsr), grad(dbsr));
-        MapWindows f32 = windows;
-        f32.token_bytes = c * 4;
-        float* gradient = scratch.FloatsAt(rank, dmap);
+        NormGrad(t, sr_norm, own(dsource), r, key_mean, key_mean + all_keys, nullptr, own(dsource),
+                 all_keys, c, grad(dsr_gamma), grad(dsr_beta));
         for (int64_t i = 0; i < run.count; ++i) {
-          Linear(k, back_sr, own(dsource) + i * keys * c * act, own(dpatches), keys,
+          key_rows.Gather(own(normed) + i * tokens * c * act,
+                          own(gathered) + i * keys * elements * act);
+        }
+        LinearGrad(t, own(dsource), own(gathered), all_keys, c, elements, grad(dwsr), grad(dbsr));
+        for (int64_t i = 0; i < run.count; ++i) {
+          Linear(k, back_sr, own(dsource) + i * keys * c * act, own(dgathered), keys,
                  Output::kFloat);
-          std::fill(gradient, gradient + tokens * c, 0.0f);
-          kernels::ScatterPatches(f32, scratch.FloatsAt(rank, dpatches), gradient);
-          k.from_float(gradient, own(dnormed) + i * tokens * c * act, tokens * c);
+          key_rows.Scatter(scratch.FloatsAt(rank, dgathered), scratch.FloatsAt(rank, dmap),
+                           own(dnormed) + i * tokens * c * act);
         }
       }
       Linear(k, back_q, own(dq), own(dnormed), rows, Output::kActivation, own(dnormed));
@@ -953,7 +1028,7 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
                             parameters.Get(dwp, {c, c}),
                             parameters.Get(dbp, {c})};
     if (reduces) {
-      const int64_t side = spec.shape.reduction;
+      const int64_t side = wsr.size(2);
       result.push_back(parameters.Get(dwsr, {c, side, side, c}).permute({0, 3, 1, 2}).contiguous());
       result.push_back(parameters.Get(dbsr, {c}));
       result.push_back(parameters.Get(dsr_gamma, {c}));
@@ -1021,17 +1096,79 @@ Tensor FusedAttention(const FusedOps& ops, const Tensor& x, const Tensor& scale,
                                   AttentionSpec{ops, shape});
 }
 
-Tensor FusedMlp(const FusedOps& ops, const Tensor& x, const Tensor& scale, MapSize size,
-                bool gelu_tanh, double eps, const FusedParameter& norm2, const FusedParameter& fc1,
+Tensor FusedMlp(const FusedOps& ops, const Tensor& x, const Tensor& scale,
+                const FusedMlpShape& shape, const FusedParameter& norm2, const FusedParameter& fc1,
                 const FusedParameter& dwconv, const FusedParameter& fc2) {
-  return MlpFunction::apply(
-      x, OrEmpty(scale), norm2.weight, norm2.bias, fc1.weight, fc1.bias, dwconv.weight, dwconv.bias,
-      fc2.weight, fc2.bias,
-      MlpSpec{ops, size, gelu_tanh ? kernels::Gelu::kTanh : kernels::Gelu::kErf, eps});
+  return MlpFunction::apply(x, OrEmpty(scale), norm2.weight, norm2.bias, fc1.weight, fc1.bias,
+                            dwconv.weight, dwconv.bias, fc2.weight, fc2.bias, MlpSpec{ops, shape});
 }
 
 Tensor FusedNorm(const FusedOps& ops, const Tensor& x, const FusedParameter& norm, double eps) {
   return NormFunction::apply(x, norm.weight, norm.bias, NormSpec{ops, eps});
+}
+
+void FusedAdamW(const FusedOps& ops, const AdamWStep& step, torch::TensorList parameters,
+                torch::TensorList gradients, torch::TensorList first, torch::TensorList second) {
+  const size_t count = parameters.size();
+  TORCH_CHECK(gradients.size() == count && first.size() == count && second.size() == count,
+              "AdamW was given ", count, " parameters, ", gradients.size(), " gradients, ",
+              first.size(), " and ", second.size(), " moments.");
+  struct Span {
+    float *p, *m, *v;
+    const float* g;
+    int64_t begin;  // of all numbers
+  };
+  std::vector<Span> spans;
+  std::vector<Tensor> held;  // gradients in their parameters' layout
+  int64_t total = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor& p = parameters[i];
+    for (const Tensor& t : {p, gradients[i], first[i], second[i]}) {
+      TORCH_CHECK(t.defined() && t.scalar_type() == torch::kFloat32 && t.device().is_cpu() &&
+                      t.sizes() == p.sizes(),
+                  "AdamW's parameter ", i,
+                  " isn't f32 on the CPU, or its gradient and moments aren't like it.");
+    }
+    TORCH_CHECK(p.is_non_overlapping_and_dense() && first[i].strides() == p.strides() &&
+                    second[i].strides() == p.strides(),
+                "AdamW's parameter ", i, " has gaps, or its moments lie differently.");
+    held.push_back(gradients[i].strides() == p.strides()
+                       ? gradients[i]
+                       : torch::empty_like(p).copy_(gradients[i]));
+    spans.push_back({p.data_ptr<float>(), first[i].data_ptr<float>(), second[i].data_ptr<float>(),
+                     held.back().const_data_ptr<float>(), total});
+    total += p.numel();
+  }
+  kernels::AdamWParams params{.p = nullptr,
+                              .m = nullptr,
+                              .v = nullptr,
+                              .g = nullptr,
+                              .n = 0,
+                              .grad_scale = 1,
+                              .lr = step.learning_rate,
+                              .weight_decay = step.weight_decay,
+                              .beta1 = step.beta1,
+                              .beta2 = step.beta2,
+                              .eps = step.eps,
+                              .bias1 = 1 - std::pow(step.beta1, static_cast<double>(step.step)),
+                              .bias2 = 1 - std::pow(step.beta2, static_cast<double>(step.step))};
+  RunOnTeam(Threads(), [&](int rank, int size) {
+    const Share mine = ShareOf(total, 4096, rank, size);
+    for (size_t i = 0; i < count; ++i) {
+      const Span& span = spans[i];
+      const int64_t end = i + 1 < count ? spans[i + 1].begin : total;
+      const int64_t from = std::max(mine.begin, span.begin), to = std::min(mine.end, end);
+      if (from >= to) continue;
+      const int64_t at = from - span.begin;
+      kernels::AdamWParams part = params;
+      part.p = span.p + at;
+      part.m = span.m + at;
+      part.v = span.v + at;
+      part.g = span.g + at;
+      part.n = to - from;
+      ops.train->adamw(part);
+    }
+  });
 }
 
 }  // namespace pyramid

@@ -45,28 +45,53 @@ torch::Tensor FusedPatchEmbed(const FusedOps& ops, const torch::Tensor& input, M
 struct FusedAttentionShape {
   MapSize size;
   int64_t heads = 1;
-  int64_t reduction = 1;
+  int64_t reduction = 1;    // side of the windows that `sr` takes for a key
+  int64_t pooled_side = 0;  // of the linear variant's key map: pooled, `sr`, `sr_norm`, GELU
   bool pad_same = false;
+  bool gelu_tanh = false;
   double eps_block = 1e-6;
   double eps_outer = 1e-5;
 };
 
 // x + scale·proj(attention(norm1(x))). `scale` [B] f32, or undefined: 1; pictures of scale 0 are
-// skipped. `sr`, `sr_norm` undefined where reduction is 1.
+// skipped. `sr`, `sr_norm` undefined where every token is a key.
 torch::Tensor FusedAttention(const FusedOps& ops, const torch::Tensor& x,
                              const torch::Tensor& scale, const FusedAttentionShape& shape,
                              const FusedParameter& norm1, const FusedParameter& q,
                              const FusedParameter& kv, const FusedParameter& proj,
                              const FusedParameter& sr, const FusedParameter& sr_norm);
 
+struct FusedMlpShape {
+  MapSize size;
+  bool relu = false;  // behind fc1: the linear variant
+  bool gelu_tanh = false;
+  double eps = 1e-6;
+};
+
 // x + scale·fc2(gelu(dwconv(fc1(norm2(x))))).
 torch::Tensor FusedMlp(const FusedOps& ops, const torch::Tensor& x, const torch::Tensor& scale,
-                       MapSize size, bool gelu_tanh, double eps, const FusedParameter& norm2,
+                       const FusedMlpShape& shape, const FusedParameter& norm2,
                        const FusedParameter& fc1, const FusedParameter& dwconv,
                        const FusedParameter& fc2);
 
 torch::Tensor FusedNorm(const FusedOps& ops, const torch::Tensor& x, const FusedParameter& norm,
                         double eps);
+
+struct AdamWStep {
+  int64_t step = 1;  // 1: the first
+  double learning_rate = 0;
+  double weight_decay = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+};
+
+// One step of AdamW (train_table.h) for all tensors in one parallel pass: the threads share the
+// numbers, whatever tensors they lie in, and the result doesn't depend on how. Everything f32 on
+// the CPU; parameters and moments without gaps, in the same layout (gradients in any). Throws
+// c10::Error for anything else.
+void FusedAdamW(const FusedOps& ops, const AdamWStep& step, torch::TensorList parameters,
+                torch::TensorList gradients, torch::TensorList first, torch::TensorList second);
 
 }  // namespace pyramid
 

@@ -487,7 +487,8 @@ FusedParameter Of(const nn::LayerNorm& layer) { return {layer->weight, layer->bi
 }  // namespace
 
 bool PvtV2Impl::Fuses(int64_t height, int64_t width) const {
-  if (!parts_->fused.has_value() || parts_->variant->linear) return false;
+  if (!parts_->fused.has_value()) return false;
+  if (parts_->variant->linear) return kPooledSide * kPooledSide <= kernels::kMostKeys;
   const bool same = NumericsFrom(parts_->config.numerics()).pad_same;
   for (int s = 0; s < 4; ++s) {
     const int64_t stride = s == 0 ? 4 : 2, sr = parts_->variant->sr_ratios[s];
@@ -522,21 +523,27 @@ Tensor PvtV2Impl::FusedForward(const Tensor& x) {
     for (Block& block : stage.blocks) {
       const bool drops = scales.defined() && parts_->drop_rates[index] > 0;
       const Attention& attention = block->attn;
-      const bool reduces = attention->reduction() > 1;
+      const bool reduces = !attention->sr().is_empty();
       const FusedAttentionShape shape{
           .size = size,
           .heads = parts_->variant->heads[&stage - parts_->stages.data()],
           .reduction = attention->reduction(),
+          .pooled_side = parts_->variant->linear ? kPooledSide : 0,
           .pad_same = numerics.pad_same,
+          .gelu_tanh = numerics.gelu_tanh,
           .eps_block = numerics.eps_block,
           .eps_outer = numerics.eps_outer};
       tokens = FusedAttention(ops, tokens, drops ? scales[index][0] : Tensor(), shape,
                               Of(block->norm1), Of(attention->q), Of(attention->kv),
                               Of(attention->proj), reduces ? Of(attention->sr()) : FusedParameter(),
                               reduces ? Of(attention->sr_norm()) : FusedParameter());
-      tokens = FusedMlp(ops, tokens, drops ? scales[index][1] : Tensor(), size, numerics.gelu_tanh,
-                        numerics.eps_block, Of(block->norm2), Of(block->mlp->fc1),
-                        Of(block->mlp->dwconv->dwconv), Of(block->mlp->fc2));
+      const FusedMlpShape mlp_shape{.size = size,
+                                    .relu = parts_->variant->linear,
+                                    .gelu_tanh = numerics.gelu_tanh,
+                                    .eps = numerics.eps_block};
+      tokens =
+          FusedMlp(ops, tokens, drops ? scales[index][1] : Tensor(), mlp_shape, Of(block->norm2),
+                   Of(block->mlp->fc1), Of(block->mlp->dwconv->dwconv), Of(block->mlp->fc2));
       ++index;
     }
     tokens = FusedNorm(ops, tokens, Of(stage.norm), numerics.eps_block);

@@ -44,7 +44,7 @@ class PvtV2Impl : public torch::nn::Module {
   void set_drop_path_key(const DropPathKey& key);
 
   // From now on forward computes with fused kernels (fused_training.h) where they fit: pictures in
-  // f32 on the CPU, not the linear variant, at most kernels::kMostKeys keys. Else the plain path.
+  // f32 on the CPU, at most kernels::kMostKeys keys. Else the plain path.
   void Fuse(const FusedOps& ops);
   // From now on forward uses what a device plug-in brings along (device_ops.h) where it fits.
   void UseDeviceOps();

@@ -1,5 +1,6 @@
 #include "worker/optimizer.h"
 
+#include <cmath>
 #include <map>
 
 #include "absl/strings/match.h"
@@ -7,6 +8,13 @@
 #include "absl/strings/str_join.h"
 
 namespace pyramid {
+namespace {
+
+constexpr double kBeta1 = 0.9;
+constexpr double kBeta2 = 0.999;
+constexpr double kEps = 1e-8;
+
+}  // namespace
 
 bool IsDecayed(absl::string_view parameter, absl::string_view filter) {
   const bool norm = absl::StrContains(parameter, "norm");
@@ -45,11 +53,21 @@ void AdamW::Step(double learning_rate) {
     group.gradients.clear();
     for (const torch::Tensor& parameter : group.parameters)
       group.gradients.push_back(parameter.grad());
-    const std::vector<torch::Tensor> steps(group.parameters.size(), steps_);
-    at::_fused_adamw_(group.parameters, group.gradients, group.first, group.second, {}, steps,
-                      learning_rate, /*beta1=*/0.9,
-                      /*beta2=*/0.999, group.weight_decay, /*eps=*/1e-8, /*amsgrad=*/false,
-                      /*maximize=*/false);
+    if (fused_.has_value()) {
+      FusedAdamW(*fused_,
+                 {.step = std::llround(steps_.item<float>()),
+                  .learning_rate = learning_rate,
+                  .weight_decay = group.weight_decay,
+                  .beta1 = kBeta1,
+                  .beta2 = kBeta2,
+                  .eps = kEps},
+                 group.parameters, group.gradients, group.first, group.second);
+    } else {
+      const std::vector<torch::Tensor> steps(group.parameters.size(), steps_);
+      at::_fused_adamw_(group.parameters, group.gradients, group.first, group.second, {}, steps,
+                        learning_rate, kBeta1, kBeta2, group.weight_decay, kEps, /*amsgrad=*/false,
+                        /*maximize=*/false);
+    }
     group.gradients.clear();
   }
 }

@@ -4,11 +4,13 @@
 
 #include <torch/torch.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "model/fused_training.h"
 #include "model/tensors.h"
 
 namespace pyramid {
@@ -18,12 +20,15 @@ namespace pyramid {
 // itself.
 bool IsDecayed(absl::string_view parameter, absl::string_view filter);
 
-// Steps all parameters in LibTorch's fused kernel, one pass over parameter, gradient and both
-// moments.
+// Steps all parameters in a fused kernel, LibTorch's or ours: one pass over parameter, gradient and
+// both moments.
 class AdamW {
  public:
   // The tensors are shared with the module.
   AdamW(const NamedTensors& parameters, double weight_decay, absl::string_view weight_decay_filter);
+
+  // From now on steps with our kernels, all tensors in one pass; f32 parameters on the CPU.
+  void Fuse(const FusedOps& ops) { fused_ = ops; }
 
   // One update with each parameter's grad, which must be there.
   void Step(double learning_rate);
@@ -51,6 +56,7 @@ class AdamW {
   std::vector<std::string> names_;
   std::vector<torch::Tensor> parameters_, first_, second_;  // in the module's order
   torch::Tensor steps_;                                     // f32 scalar, shared by all
+  std::optional<FusedOps> fused_;
 };
 
 }  // namespace pyramid

@@ -103,7 +103,6 @@ Trainer::Trainer(const Recipe& recipe, PvtV2 network, torch::Device device, Coll
     : recipe_(recipe), network_(std::move(network)), device_(device), collective_(collective) {
   network_->Initialize(static_cast<uint64_t>(recipe.seed));
   network_->to(device_);
-  if (recipe.mode == "G" && device_.is_cpu()) Fuse();
   if (recipe.mode == "G" && !device_.is_cpu() && HasDeviceOps(device_)) {
     network_->UseDeviceOps();
     path_ = absl::StrCat("fused ", c10::DeviceTypeName(device_.type(), /*lower_case=*/true));
@@ -112,6 +111,7 @@ Trainer::Trainer(const Recipe& recipe, PvtV2 network, torch::Device device, Coll
   for (const auto& parameter : network_->named_parameters())
     parameters.emplace_back(parameter.key(), parameter.value());
   optimizer_ = std::make_unique<AdamW>(parameters, recipe.weight_decay, recipe.weight_decay_filter);
+  if (recipe.mode == "G" && device_.is_cpu()) Fuse();
   shared_ = torch::zeros({kSharedCount}, torch::kDouble);
   int64_t bytes = 0;
   std::vector<torch::Tensor> tensors;
@@ -153,13 +153,14 @@ void Trainer::Fuse() {
     return;
   }
   network_->Fuse(*ops);
+  optimizer_->Fuse(*ops);
   fused_ = network_->Fuses(recipe_.image_resize, recipe_.image_resize);
   if (fused_) {
     path_ = absl::StrCat("fused ", ops->forward->name);
   } else {
     log::Info("plain_path", {{"model", recipe_.model},
                              {"image_resize", recipe_.image_resize},
-                             {"why", "the linear variant, or too many keys"}});
+                             {"why", "too many keys"}});
   }
 }
 

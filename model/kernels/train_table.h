@@ -74,6 +74,43 @@ struct DwconvGeluGradParams {
   int c_last;
   int c;
   Gelu gelu;
+  bool relu = false;  // `hidden` is a ReLU's result: dhidden is the gradient in front of it
+};
+
+struct GeluParams {
+  const void* in;
+  void* out;  // may be `in`
+  int64_t n;  // a multiple of 32
+  Gelu gelu;
+};
+
+struct GeluGradParams {
+  const void* in;  // the forward pass's
+  const void* dout;
+  void* dx;   // may be `dout`
+  int64_t n;  // a multiple of 32
+  Gelu gelu;
+};
+
+// Adaptive average pooling, the linear variant's key map. Cell i of a side covers elements
+// floor(i·side / cells) to ceil((i + 1)·side / cells), so cells overlap where the side is no
+// multiple, and on sides shorter than `cells`.
+struct PoolParams {
+  const void* in;  // [height, width, c]
+  void* out;       // [cells, cells, c]
+  int height;
+  int width;
+  int cells;
+  int c;
+};
+
+struct PoolGradParams {
+  const float* dout;  // [cells, cells, c]
+  void* dx;           // [height, width, c]
+  int height;
+  int width;
+  int cells;
+  int c;
 };
 
 // Backward of one head's softmax(q·kᵀ)·v, scores as base-2 exponents (q is scaled by the caller,
@@ -126,6 +163,10 @@ struct TrainKernels {
   void (*layer_norm_grad)(const LayerNormGradParams& p);
   size_t (*dwconv_grad_scratch_floats)(int width, int c);
   void (*dwconv_gelu_grad)(const DwconvGeluGradParams& p);
+  void (*gelu)(const GeluParams& p);
+  void (*gelu_grad)(const GeluGradParams& p);
+  void (*pool)(const PoolParams& p);
+  void (*pool_grad)(const PoolGradParams& p);
   size_t (*attention_grad_scratch_floats)(int keys, int d);
   void (*attention_grad)(const AttentionGradParams& p);
   void (*adamw)(const AdamWParams& p);
