@@ -18,6 +18,14 @@ void AddWeightFlags(CLI::App& command, WeightOptions& options, CLI::Option* need
           ->type_name("ORIGIN")
           ->check(CLI::IsMember({"official", "timm", "transformers", "mindcv", "pyramid"})),
       command.add_flag("--ema", options.ema, "Take the averaged weights"),
+      command
+          .add_option("--head", options.head,
+                      "new: leave the file's classifier out, for --num-classes others")
+          ->type_name("new")
+          ->check(CLI::IsMember({"new"})),
+      command.add_option("--num-classes", options.num_classes, "Of the new head")
+          ->type_name("N")
+          ->check(CLI::Range(1, 1'000'000)),
       command.add_option("--pad-style", options.pad_style, "Not the origin's: torch or same")
           ->type_name("STYLE")
           ->check(CLI::IsMember({"torch", "same"})),

@@ -11,7 +11,7 @@
 
 namespace pyramid {
 
-// --origin, --ema, and --pad-style, --gelu, --eps-outer in place of the origin's. `needs`: a flag
+// --origin, --ema, --head with --num-classes, and --pad-style, --gelu, --eps-outer in place of the origin's. `needs`: a flag
 // without which they make no sense; may be null.
 void AddWeightFlags(CLI::App& command, WeightOptions& options, CLI::Option* needs = nullptr);
 

@@ -69,7 +69,8 @@ class CheckpointAnswerer : public Answerer {
     std::vector<Ready> ready;
     for (size_t i = 0; i < pictures.size(); ++i) {
       v1::PictureResult& result = *response.add_results();
-      absl::StatusOr<Ready> one = Prepare(std::move(pictures[i]), manifest);
+      absl::StatusOr<Ready> one = Prepare(pictures[i], manifest, options_.decode);
+      pictures[i].Clear();  // an array would be in memory twice
       if (!one.ok()) {
         SetError(result, one.status());
         continue;
@@ -103,7 +104,8 @@ class CheckpointAnswerer : public Answerer {
     std::vector<float> pixels;
   };
 
-  static absl::StatusOr<Ready> Prepare(const v1::Picture& picture, const v1::Manifest& manifest) {
+  static absl::StatusOr<Ready> Prepare(const v1::Picture& picture, const v1::Manifest& manifest,
+                                       const DecodeLimits& limits) {
     Ready ready;
     if (picture.has_tensor()) {
       const v1::ImageTensor& tensor = picture.tensor();
@@ -118,7 +120,7 @@ class CheckpointAnswerer : public Answerer {
       return ready;
     }
     ASSIGN_OR_RETURN(ready.pixels,
-                     DecodeAndPreprocess(picture.encoded(), manifest.preprocessing()));
+                     DecodeAndPreprocess(picture.encoded(), manifest.preprocessing(), limits));
     ready.height = ready.width = manifest.preprocessing().crop();
     return ready;
   }

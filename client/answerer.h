@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "client/connection.h"
 #include "client/environment.h"
+#include "model/preprocess.h"
 #include "proto/classification.pb.h"
 
 namespace pyramid {
@@ -21,6 +22,7 @@ namespace pyramid {
 struct AnswerOptions {
   int top_k = 5;
   bool logits = false;
+  DecodeLimits decode;  // of a picture that is decoded here; a server has its own
 };
 
 // Not thread-safe.

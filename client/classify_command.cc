@@ -21,7 +21,6 @@ namespace {
 // One request's worth: under every server's limits (gRPC's own default is 4 MiB).
 constexpr int kRequestPictures = 32;
 constexpr int64_t kRequestBytes = 3 << 20;
-constexpr int64_t kLargestPicture = 32 << 20;
 constexpr int64_t kLargestArray = int64_t{1} << 30;
 
 struct Options {
@@ -31,6 +30,7 @@ struct Options {
   std::string device = "cpu";
   std::string dtype = "fp32";
   WeightOptions weights;
+  DecodeLimits decode;
   int top_k = 5;
   bool logits = false;
   bool json = false;
@@ -112,15 +112,14 @@ absl::Status AddArray(const std::filesystem::path& path, const std::string& name
   return absl::OkStatus();
 }
 
-absl::Status AddInputs(const Environment& environment, const std::vector<std::string>& inputs,
-                       Run& run) {
-  for (const std::string& name : inputs) {
+absl::Status AddInputs(const Environment& environment, const Options& options, Run& run) {
+  for (const std::string& name : options.inputs) {
     const std::filesystem::path path = environment.folder / name;
     if (absl::EndsWith(name, ".npy")) {
       RETURN_IF_ERROR(AddArray(path, name, run));
       continue;
     }
-    absl::StatusOr<std::string> bytes = ReadFile(path, kLargestPicture);
+    absl::StatusOr<std::string> bytes = ReadFile(path, options.decode.max_bytes);
     if (!bytes.ok()) {
       run.AddError(name, bytes.status());
       continue;
@@ -229,7 +228,8 @@ int Report(Environment& environment, const Options& options, const Run& run) {
 }
 
 int Classify(Environment& environment, const Options& options) {
-  const AnswerOptions answer_options{.top_k = options.top_k, .logits = options.logits};
+  const AnswerOptions answer_options{
+      .top_k = options.top_k, .logits = options.logits, .decode = options.decode};
   std::unique_ptr<Connection> connection;
   std::unique_ptr<Answerer> answerer;
   if (!options.checkpoint.empty()) {
@@ -252,10 +252,31 @@ int Classify(Environment& environment, const Options& options) {
     answerer = AnswerFromServer(*connection, model, answer_options, absl::Seconds(options.timeout));
   }
   Run run(*answerer);
-  if (const absl::Status status = AddInputs(environment, options.inputs, run); !status.ok()) {
+  if (const absl::Status status = AddInputs(environment, options, run); !status.ok()) {
     return Fail(environment, status);
   }
   return Report(environment, options, run);
+}
+
+// Defaults and meaning as a server's serving.max_picture_bytes and so on.
+void AddLimitFlags(CLI::App& command, DecodeLimits& limits, CLI::Option* needs) {
+  const DecodeLimits defaults;
+  for (CLI::Option* flag :
+       {command.add_option("--max-picture-bytes", limits.max_bytes,
+                           absl::StrCat("Of a picture's file (", defaults.max_bytes, ")")),
+        command.add_option(
+            "--max-picture-pixels", limits.max_pixels,
+            absl::StrCat("Width times height, by the file's header (", defaults.max_pixels, ")")),
+        command.add_option("--max-picture-side", limits.max_side,
+                           absl::StrCat("Width or height (", defaults.max_side, ")")),
+        command.add_option(
+            "--max-pixels-per-byte", limits.max_pixels_per_byte,
+            absl::StrCat("Of pictures over a megapixel (", defaults.max_pixels_per_byte, ")"))}) {
+    flag->type_name("N")
+        ->check(CLI::Range(1, 1'000'000'000))
+        ->needs(needs)
+        ->group("Limits of a picture, with --ckpt-path");
+  }
 }
 
 }  // namespace
@@ -288,6 +309,7 @@ void AddClassifyCommand(CommandLine line) {
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->needs(checkpoint);
   AddWeightFlags(*command, options->weights, checkpoint);
+  AddLimitFlags(*command, options->decode, checkpoint);
   command->add_option("--top-k", options->top_k, "Predictions a picture (5)")
       ->type_name("K")
       ->check(CLI::Range(1, 1'000'000));

@@ -135,9 +135,7 @@ class ZipStream {
 
   absl::Status Add(const std::string& name, absl::string_view content) {
     const uint64_t end = offset_ + 30 + name.size() + 4 + kAlignment + content.size();
-    if (end + directory_.size() + (uint64_t{1} << 20) > std::numeric_limits<uint32_t>::max()) {
-      return absl::InvalidArgumentError("a PyTorch zip over 4 GiB isn't written; use safetensors");
-    }
+    if (end + directory_.size() + (uint64_t{1} << 20) > kLargest) return TooLarge();
     const uint32_t crc = Crc(content);
     // The padding is an extra field of its own: id "FB", length, filler.
     const uint64_t unpadded = offset_ + 30 + name.size() + 4;
@@ -179,6 +177,11 @@ class ZipStream {
     return Put(content);
   }
 
+  // Whether tensors of `bytes` in all may fit, asked before the first of them is read.
+  static absl::Status CheckSize(uint64_t bytes) {
+    return bytes > kLargest ? TooLarge() : absl::OkStatus();
+  }
+
   absl::Status Finish() {
     if (records_ > 0xffff) {
       return absl::InvalidArgumentError(
@@ -197,6 +200,11 @@ class ZipStream {
 
  private:
   static constexpr uint64_t kAlignment = 64;
+  static constexpr uint64_t kLargest = std::numeric_limits<uint32_t>::max();
+
+  static absl::Status TooLarge() {
+    return absl::InvalidArgumentError("a PyTorch zip over 4 GiB isn't written; use safetensors");
+  }
 
   static uint32_t Crc(absl::string_view content) {
     return static_cast<uint32_t>(
@@ -302,14 +310,19 @@ absl::Status StreamSafetensors(std::span<const TensorHeader> tensors, const Note
 absl::Status StreamTorchZip(std::span<const TensorHeader> tensors, const Notes& notes,
                             TensorFiller fill, ByteSink sink) {
   RETURN_IF_ERROR(CheckNames(tensors));
+  uint64_t bytes = 0;
+  for (const TensorHeader& tensor : tensors) {
+    bytes += 4 * static_cast<uint64_t>(ElementsOf(tensor));
+  }
+  RETURN_IF_ERROR(ZipStream::CheckSize(bytes));
   const std::string top = "archive/";
   ZipStream zip(sink);
   RETURN_IF_ERROR(zip.Add(top + "data.pkl", StateDictPickle(tensors)));
   RETURN_IF_ERROR(zip.Add(top + "byteorder", "little"));
   std::vector<float> buffer;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    ASSIGN_OR_RETURN(const absl::string_view bytes, Fill(tensors, i, fill, buffer));
-    RETURN_IF_ERROR(zip.Add(absl::StrCat(top, "data/", i), bytes));
+    ASSIGN_OR_RETURN(const absl::string_view values, Fill(tensors, i, fill, buffer));
+    RETURN_IF_ERROR(zip.Add(absl::StrCat(top, "data/", i), values));
   }
   RETURN_IF_ERROR(zip.Add(top + "version", "3\n"));
   for (const auto& [name, text] : notes) {

@@ -39,7 +39,7 @@ absl::Status StreamSafetensors(std::span<const TensorHeader> tensors, const Note
 
 // What torch.save writes for an OrderedDict of CPU tensors; torch.load(weights_only=True) reads it.
 // `notes` become records extra/<name> of the zip, which PyTorch leaves alone.
-// InvalidArgument over 4 GiB.
+// InvalidArgument over 4 GiB, before `sink` gets a byte.
 absl::Status StreamTorchZip(std::span<const TensorHeader> tensors, const Notes& notes,
                             TensorFiller fill, ByteSink sink);
 

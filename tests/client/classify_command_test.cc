@@ -309,6 +309,34 @@ TEST_F(OfflineClassifyTest, PicturesGoThroughTheCheckpointsPreprocessing) {
   EXPECT_TRUE(json.at("logits").at(1).is_null());
 }
 
+TEST_F(OfflineClassifyTest, LimitsOfPicturesAreFlags) {
+  const absl::StatusOr<std::string> png = EncodePng(BlankImage(32, 20, 1));
+  ASSERT_TRUE(png.ok());
+  Write("blank.png", *png);
+  const auto classify = [&](const std::string& flag, const std::string& value) {
+    return Pyramid({"classify", "--ckpt", "ckpt", "blank.png", flag, value});
+  };
+  EXPECT_EQ(classify("--max-picture-pixels", "640").code, 0);
+  const CommandResult pixels = classify("--max-picture-pixels", "639");
+  EXPECT_EQ(pixels.code, 1);
+  EXPECT_THAT(pixels.err, HasSubstr("32x20 is 640 pixels; at most 639"));
+  const CommandResult side = classify("--max_picture_side", "31");
+  EXPECT_EQ(side.code, 1);
+  EXPECT_THAT(side.err, HasSubstr("a side may have at most 31 pixels"));
+  const CommandResult bytes = classify("--max-picture-bytes", "40");
+  EXPECT_EQ(bytes.code, 1);
+  EXPECT_THAT(bytes.err, AllOf(HasSubstr("blank.png"), HasSubstr("40")));
+  const absl::StatusOr<std::string> large = EncodePng(BlankImage(1025, 1024, 1));
+  ASSERT_TRUE(large.ok());
+  Write("blank.png", *large);
+  const CommandResult ratio = classify("--max-pixels-per-byte", "1");
+  EXPECT_EQ(ratio.code, 1);
+  EXPECT_THAT(ratio.err, HasSubstr("at most 1 pixels a byte"));
+  EXPECT_EQ(classify("--max-picture-side", "0").code, 2);
+  EXPECT_EQ(Pyramid({"classify", "blank.png", "--max-picture-side", "31"}).code, 2)
+      << "a server has limits of its own";
+}
+
 TEST_F(OfflineClassifyTest, DeviceAndDtypeReachTheClassifier) {
   Write("batch.npy", NpyFile(1, 1, 32, 32));
   EXPECT_EQ(Pyramid({"classify", "--ckpt", "ckpt", "batch.npy"}).code, 0);
@@ -328,6 +356,13 @@ TEST_F(OfflineClassifyTest, WhoseWeightsTheyAreReachesTheClassifier) {
       Pyramid({"classify", "--ckpt", "ckpt", "batch.npy", "--origin", "mindcv", "--ema"}).code, 0);
   EXPECT_EQ(options_.weights.origin, "mindcv");
   EXPECT_TRUE(options_.weights.ema);
+  EXPECT_EQ(
+      Pyramid({"classify", "--ckpt", "ckpt", "batch.npy", "--head", "new", "--num-classes", "7"})
+          .code,
+      0);
+  EXPECT_EQ(options_.weights.head, "new");
+  EXPECT_EQ(options_.weights.num_classes, 7);
+  EXPECT_EQ(Pyramid({"classify", "--ckpt", "ckpt", "batch.npy", "--head", "old"}).code, 2);
   EXPECT_EQ(Pyramid({"classify", "--ckpt", "ckpt", "batch.npy", "--origin", "keras"}).code, 2);
   EXPECT_EQ(Pyramid({"classify", "batch.npy", "--origin", "mindcv"}).code, 2);
 }

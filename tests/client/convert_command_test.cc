@@ -177,6 +177,10 @@ TEST_F(ConvertCommandTest, MistakesHaveTheirExitCodes) {
   const CommandResult ema = Pyramid({"convert", "in.safetensors", "a.pth", "--ema"});
   EXPECT_EQ(ema.code, 1);
   EXPECT_THAT(ema.err, HasSubstr("no averaged weights"));
+  const CommandResult head =
+      Pyramid({"convert", "in.safetensors", "a.pth", "--head", "new", "--num-classes", "7"});
+  EXPECT_EQ(head.code, 1);
+  EXPECT_THAT(head.err, HasSubstr("head.weight is new and untrained"));
   EXPECT_FALSE(std::filesystem::exists(folder_ / "a.pth"));
 }
 

@@ -114,6 +114,46 @@ TEST_F(InspectCommandTest, ShowsWhatAFileOfWeightsIs) {
   EXPECT_NE(mindcv.at("digest"), json.at("digest"));
 }
 
+TEST_F(InspectCommandTest, ABackboneIsAPvtV2OnlyWithANewHead) {
+  ASSERT_OK(testing::WriteFormulaFile(folder_ / "backbone.safetensors", {.classes = 0}));
+  const auto inspect = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"inspect", "backbone.safetensors", "--json"});
+    return nlohmann::json::parse(Pyramid(more).out);
+  };
+  EXPECT_EQ(inspect({}).at("pvt_v2"), false);
+  EXPECT_THAT(inspect({}).at("reason").get<std::string>(), HasSubstr("with head new"));
+  const nlohmann::json headed = inspect({"--head", "new", "--num-classes", "7"});
+  EXPECT_EQ(headed.at("pvt_v2"), true);
+  EXPECT_EQ(headed.at("manifest").at("network").at("num_classes"), 7);
+}
+
+TEST_F(InspectCommandTest, AveragedWeightsAreTakenOnlyWhenAskedFor) {
+  // Both under their wrappers' names, as a flat file; the average is the model without its labels.
+  std::vector<std::vector<float>> values;
+  std::vector<TensorBytes> tensors;
+  for (const char* wrapper : {"state_dict.", "state_dict_ema."}) {
+    for (const ParameterShape& parameter : ParametersOf(*FindVariant("pvt_v2_b0"), 3, 10)) {
+      values.push_back(testing::FormulaParameter(parameter.name, parameter.shape));
+      if (wrapper[10] == '_') values.back()[0] += 1;
+      tensors.push_back({wrapper + parameter.name,
+                         "F32",
+                         parameter.shape,
+                         {reinterpret_cast<const char*>(values.back().data()),
+                          values.back().size() * sizeof(float)}});
+    }
+  }
+  ASSERT_OK(WriteFileAtomically(folder_ / "both.safetensors", *SerializeSafetensors(tensors)));
+  const auto wrapper = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> command = {"inspect", "both.safetensors", "--json"};
+    command.insert(command.end(), more.begin(), more.end());
+    const CommandResult result = Pyramid(command);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return nlohmann::json::parse(result.out).at("facts").value("wrapper", "");
+  };
+  EXPECT_EQ(wrapper({}), "state_dict");
+  EXPECT_EQ(wrapper({"--ema"}), "state_dict_ema");
+}
+
 TEST_F(InspectCommandTest, AnotherNetworksFileShowsItsTensorsAndWhy) {
   const CommandResult result = Pyramid({"inspect", "weights.safetensors"});
   EXPECT_EQ(result.code, 0) << result.err;

@@ -1053,6 +1053,20 @@ TEST(WeightWriterTest, TorchStoragesBeginAtMultiplesOf64AndDamageIsFound) {
               StatusIs(kDataLoss, HasSubstr("CRC-32")));
 }
 
+TEST(WeightWriterTest, ATorchZipOverFourGiBIsRefusedBeforeItsFirstByte) {
+  const auto never = [](size_t, std::span<float>) { return absl::InternalError("read"); };
+  int pieces = 0;
+  const auto count = [&pieces](absl::string_view) { return ++pieces, absl::OkStatus(); };
+  const TensorHeader one[] = {{"a", {int64_t{1} << 30}}};
+  const TensorHeader several[] = {{"a", {1 << 15, 1 << 14}}, {"b", {1 << 15, 1 << 14}}};
+  for (const std::span<const TensorHeader> headers : {std::span(one), std::span(several)}) {
+    EXPECT_THAT(StreamTorchZip(headers, {}, never, count),
+                StatusIs(kInvalidArgument,
+                         HasSubstr("a PyTorch zip over 4 GiB isn't written; use safetensors")));
+  }
+  EXPECT_EQ(pieces, 0);
+}
+
 TEST(WeightWriterTest, PassesErrorsOnAndRefusesNamesThatComeTwice) {
   const TensorHeader twice[] = {{"a", {1}}, {"a", {1}}};
   const auto broken = [](size_t, std::span<float>) { return absl::DataLossError("torn"); };

@@ -219,6 +219,39 @@ DwconvGrad<Round> DwconvGradOf(const std::vector<float>& hidden, const std::vect
   return all;
 }
 
+// Adaptive pooling of [height, width, c], the way PyTorch does it, and its gradient.
+template <typename Round>
+struct Pooled {
+  using Real = Round::Real;
+  std::vector<Real> out, dx;
+};
+template <typename Round>
+Pooled<Round> PoolOf(const std::vector<float>& in, const std::vector<float>& dout, int height,
+                     int width, int cells, int c) {
+  using Real = Round::Real;
+  const Round round;
+  Pooled<Round> all = {{}, std::vector<Real>(in.size())};
+  for (int cell = 0; cell < cells * cells; ++cell) {
+    const int top = cell / cells * height / cells, left = cell % cells * width / cells;
+    const int bottom = ((cell / cells + 1) * height + cells - 1) / cells,
+              right = ((cell % cells + 1) * width + cells - 1) / cells;
+    for (int i = 0; i < c; ++i) {
+      Real sum = 0;
+      for (int y = top; y < bottom; ++y) {
+        for (int x = left; x < right; ++x) {
+          const size_t at = static_cast<size_t>((y * width + x) * c + i);
+          sum += Real{in[at]};
+          all.dx[at] += Real{dout[static_cast<size_t>(cell * c + i)]} /
+                        static_cast<Real>((bottom - top) * (right - left));
+        }
+      }
+      all.out.push_back(round(sum / static_cast<Real>((bottom - top) * (right - left))));
+    }
+  }
+  std::transform(all.dx.begin(), all.dx.end(), all.dx.begin(), round);
+  return all;
+}
+
 // One head; all without gaps.
 template <typename Round>
 struct AttentionGrad {
@@ -339,6 +372,18 @@ TEST(TrainReferenceTest, DwconvGeluGradientsAreThoseOfFiniteDifferences) {
     EXPECT_NEAR(grad.dbias,
                 Difference(bias, 0, dout, [&](auto& x) { return forward(hidden, weight, x); }),
                 1e-5);
+  }
+}
+
+TEST(TrainReferenceTest, PoolingGradientsAreThoseOfFiniteDifferences) {
+  for (const auto& [height, width] : {std::pair{5, 9}, {2, 7}}) {
+    const auto in = Numbers(height * width, Values::kUnit, 1), dout = Numbers(9, Values::kUnit, 2);
+    const auto forward = [&](const std::vector<float>& x) {
+      return PoolOf<Exact>(x, dout, height, width, 3, 1).out;
+    };
+    const auto dx = PoolOf<Exact>(in, dout, height, width, 3, 1).dx;
+    for (size_t i = 0; i < in.size(); ++i)
+      EXPECT_NEAR(dx[i], Difference(in, i, dout, forward), 1e-6);
   }
 }
 
@@ -640,7 +685,7 @@ struct DwconvRun {
 DwconvRun RunDwconv(const TrainKernels& table, const std::vector<float>& hidden,
                     const std::vector<float>& dout, const std::vector<float>& weight,
                     const std::vector<float>& bias, int n, int height, int width, Gelu gelu,
-                    int at_once, float before = 0, size_t offset = 0) {
+                    int at_once, float before = 0, size_t offset = 0, bool relu = false) {
   const int c = static_cast<int>(bias.size());
   Activations hidden_memory(table, hidden, offset), dout_memory(table, dout, offset),
       dhidden(table, static_cast<int64_t>(hidden.size()), offset);
@@ -649,7 +694,7 @@ DwconvRun RunDwconv(const TrainKernels& table, const std::vector<float>& hidden,
   for (int channel = 0; channel < c; channel += at_once) {
     table.dwconv_gelu_grad({hidden_memory.get(), dout_memory.get(), w.get(), b.get(), dhidden.get(),
                             dweight.get(), dbias.get(), scratch.get(), n, height, width, channel,
-                            std::min(channel + at_once, c), c, gelu});
+                            std::min(channel + at_once, c), c, gelu, relu});
   }
   EXPECT_TRUE(dhidden.OnlyValidWritten() && dweight.buffer.OnlyValidWritten() &&
               dbias.buffer.OnlyValidWritten() && scratch.buffer.OnlyValidWritten());
@@ -657,13 +702,16 @@ DwconvRun RunDwconv(const TrainKernels& table, const std::vector<float>& hidden,
 }
 
 void CheckDwconv(const TrainKernels& table, int n, int height, int width, int c, Gelu gelu,
-                 Values values, size_t offset) {
+                 Values values, size_t offset, bool relu = false) {
   const int64_t pixels = int64_t{n} * height * width;
-  const auto hidden = Stored(table, Numbers(pixels * c, values, 1)),
-             dout = Stored(table, Numbers(pixels * c, Values::kUnit, 2));
+  auto hidden = Stored(table, Numbers(pixels * c, values, 1));
+  if (relu) {
+    for (float& x : hidden) x = std::max(x, 0.0f);
+  }
+  const auto dout = Stored(table, Numbers(pixels * c, Values::kUnit, 2));
   const auto weight = Numbers(9 * c, Values::kUnit, 3, 0.4f), bias = Numbers(c, Values::kUnit, 4);
   const DwconvRun run =
-      RunDwconv(table, hidden, dout, weight, bias, n, height, width, gelu, c, 0, offset);
+      RunDwconv(table, hidden, dout, weight, bias, n, height, width, gelu, c, 0, offset, relu);
   Comparison dhidden, dweight, dbias;
   for (int sample = 0; sample < 6; ++sample) {
     const int channel = sample * (c - 1) / 5;
@@ -677,6 +725,10 @@ void CheckDwconv(const TrainKernels& table, int n, int height, int width, int c,
     const auto exact = DwconvGradOf<Exact>(h, d, w.data(), b, n, height, width, gelu);
     const auto compare = [&](const auto& plain) {
       for (int64_t i = 0; i < pixels; ++i) {
+        if (relu && h[static_cast<size_t>(i)] == 0) {
+          ASSERT_EQ(run.dhidden[static_cast<size_t>(i * c + channel)], 0);
+          continue;
+        }
         dhidden.Add(exact.dhidden[static_cast<size_t>(i)], plain.dhidden[static_cast<size_t>(i)],
                     run.dhidden[static_cast<size_t>(i * c + channel)]);
       }
@@ -693,7 +745,8 @@ void CheckDwconv(const TrainKernels& table, int n, int height, int width, int c,
   }
   const std::string what = std::to_string(n) + " maps " + std::to_string(height) + "x" +
                            std::to_string(width) + " of " + std::to_string(c) +
-                           (gelu == Gelu::kErf ? " erf" : " tanh") + Name(values);
+                           (gelu == Gelu::kErf ? " erf" : " tanh") + (relu ? " relu" : "") +
+                           Name(values);
   dhidden.Check("dhidden " + what);
   dweight.Check("dweight " + what);
   dbias.Check("dbias " + what);
@@ -711,6 +764,14 @@ TEST_P(TrainKernelsTest, DwconvGeluGradientsAreAsExactAsThePlainOnes) {
         CheckDwconv(table(), n, height, width, 64, gelu, Values::kUnit, 0);
     }
     for (const Values values : kAllValues) CheckDwconv(table(), 2, 7, 9, 32, gelu, values, 3);
+  }
+}
+
+TEST_P(TrainKernelsTest, BehindAReluNothingPassesWhereItGaveZero) {
+  for (const Gelu gelu : {Gelu::kErf, Gelu::kTanh}) {
+    for (const auto& [height, width] : {std::pair{7, 9}, {1, 1}, {2, 2}, {1, 37}, {57, 29}})
+      CheckDwconv(table(), 3, height, width, 64, gelu, Values::kUnit, 0, true);
+    for (const Values values : kAllValues) CheckDwconv(table(), 2, 7, 9, 32, gelu, values, 3, true);
   }
 }
 
@@ -748,6 +809,103 @@ TEST_P(TrainKernelsTest, GeluSlopesOfSaturatedValuesAreZeroAndOne) {
       ASSERT_NEAR(run.dhidden[static_cast<size_t>(i)], i % 2, 1.5e-7)
           << hidden[static_cast<size_t>(i)];
   }
+}
+
+// GELU by itself
+
+template <typename Round>
+std::vector<typename Round::Real> GeluOfEach(const std::vector<float>& in, Gelu gelu) {
+  std::vector<typename Round::Real> out;
+  for (const float x : in)
+    out.push_back(Round()(GeluOf<typename Round::Real>(typename Round::Real{x}, gelu)));
+  return out;
+}
+template <typename Round>
+std::vector<typename Round::Real> GeluGradOfEach(const std::vector<float>& in,
+                                                 const std::vector<float>& dout, Gelu gelu) {
+  using Real = Round::Real;
+  std::vector<Real> dx;
+  for (size_t i = 0; i < in.size(); ++i)
+    dx.push_back(Round()(Real{dout[i]} * GeluSlopeOf<Real>(Real{in[i]}, gelu)));
+  return dx;
+}
+
+TEST_P(TrainKernelsTest, GeluAndItsGradientAreAsExactAsThePlainOnes) {
+  for (const Gelu gelu : {Gelu::kErf, Gelu::kTanh}) {
+    for (const Values values : kAllValues) {
+      for (const int64_t n : {32, 49 * 64}) {
+        for (const size_t offset : {0, 3}) {
+          const auto in = StoredNumbers(n, values, 1, 2.0f),
+                     dout = StoredNumbers(n, Values::kUnit, 2);
+          Activations in_memory(table(), in, offset), dout_memory(table(), dout, offset),
+              out(table(), n, offset), dx(table(), n, offset);
+          table().gelu({in_memory.get(), out.get(), n, gelu});
+          table().gelu_grad({in_memory.get(), dout_memory.get(), dx.get(), n, gelu});
+          EXPECT_TRUE(out.OnlyValidWritten() && dx.OnlyValidWritten());
+          Comparison out_error, dx_error;
+          const auto compare = [&](auto round) {
+            using Round = decltype(round);
+            const auto exact = GeluOfEach<Exact>(in, gelu),
+                       exact_dx = GeluGradOfEach<Exact>(in, dout, gelu);
+            const auto plain = GeluOfEach<Round>(in, gelu),
+                       plain_dx = GeluGradOfEach<Round>(in, dout, gelu);
+            const auto ours = out.numbers(), our_dx = dx.numbers();
+            for (size_t i = 0; i < in.size(); ++i) {
+              out_error.Add(exact[i], plain[i], ours[i]);
+              dx_error.Add(exact_dx[i], plain_dx[i], our_dx[i]);
+            }
+          };
+          bf16() ? compare(PlainBf16()) : compare(PlainF32());
+          const std::string what =
+              std::to_string(n) + (gelu == Gelu::kErf ? " erf" : " tanh") + Name(values);
+          out_error.Check("gelu " + what);
+          dx_error.Check("gelu grad " + what);
+
+          const auto apart = out.numbers(), apart_dx = dx.numbers();
+          table().gelu_grad({in_memory.get(), dout_memory.get(), dout_memory.get(), n, gelu});
+          table().gelu({in_memory.get(), in_memory.get(), n, gelu});
+          EXPECT_EQ(dout_memory.numbers(), apart_dx) << "written over dout";
+          EXPECT_EQ(in_memory.numbers(), apart) << "written over its input";
+        }
+      }
+    }
+  }
+}
+
+// Pooling
+
+void CheckPool(const TrainKernels& table, int height, int width, int cells, int c, Values values,
+               size_t offset) {
+  const auto in = Stored(table, Numbers(int64_t{height} * width * c, values, 1));
+  const auto dout = Numbers(cells * cells * c, values, 2);
+  Activations in_memory(table, in, offset), out(table, cells * cells * c, offset),
+      dx(table, int64_t{height} * width * c, offset);
+  Floats dout_memory(dout);
+  table.pool({in_memory.get(), out.get(), height, width, cells, c});
+  table.pool_grad({dout_memory.get(), dx.get(), height, width, cells, c});
+  EXPECT_TRUE(out.OnlyValidWritten() && dx.OnlyValidWritten());
+  const auto ours = out.numbers(), our_dx = dx.numbers();
+  Comparison out_error, dx_error;
+  const auto compare = [&](auto round) {
+    const auto exact = PoolOf<Exact>(in, dout, height, width, cells, c);
+    const auto plain = PoolOf<decltype(round)>(in, dout, height, width, cells, c);
+    for (size_t i = 0; i < ours.size(); ++i) out_error.Add(exact.out[i], plain.out[i], ours[i]);
+    for (size_t i = 0; i < our_dx.size(); ++i) dx_error.Add(exact.dx[i], plain.dx[i], our_dx[i]);
+  };
+  table.activation_bytes == 2 ? compare(PlainBf16()) : compare(PlainF32());
+  const std::string what = std::to_string(height) + "x" + std::to_string(width) + " to " +
+                           std::to_string(cells) + " of " + std::to_string(c) + Name(values);
+  out_error.Check("pooled " + what);
+  dx_error.Check("pooling gradient " + what);
+}
+
+TEST_P(TrainKernelsTest, PoolingAndItsGradientAreAsExactAsThePlainOnes) {
+  for (const StageShape& s : kStages) CheckPool(table(), s.side, s.side, 7, s.c, Values::kUnit, 0);
+  for (const MapSize& map : kOddMaps)
+    CheckPool(table(), map.height, map.width, 7, 96, Values::kUnit, 0);
+  for (int side = 1; side <= 15; ++side)
+    CheckPool(table(), side, 16 - side, 7, 32, Values::kUnit, 0);
+  for (const Values values : kAllValues) CheckPool(table(), 15, 20, 7, 64, values, 3);
 }
 
 // Attention
