@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <numbers>
 #include <string>
@@ -1062,10 +1061,9 @@ const TrainKernels* TrainKernelsFor(absl::string_view name) {
 }  // namespace
 
 absl::StatusOr<FusedOps> ChooseFusedOps(absl::string_view dtype) {
-  const char* forced = std::getenv("PYRAMID_KERNELS");
   ASSIGN_OR_RETURN(
       const CpuKernels* chosen,
-      kernels::ChooseCpuKernels(kernels::DetectCpu(), dtype, forced == nullptr ? "" : forced));
+      kernels::ChooseCpuKernels(kernels::DetectCpu(), dtype, kernels::ForcedCpuKernels()));
   FusedOps ops{.forward = chosen};
 #if defined(__x86_64__)
   // Hidden rows are kept for the backward pass as activations, so fp16 ones won't do.

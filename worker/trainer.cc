@@ -7,7 +7,6 @@
 
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -168,12 +167,13 @@ absl::StatusOr<const PackedNetwork*> Trainer::Packed() {
   if (packed_ != nullptr) return packed_.get();
   const torch::NoGradGuard no_grad;
   const auto parameters = network_->named_parameters();
-  const char* forced = std::getenv("PYRAMID_KERNELS");
+  // A set that is forced and computes in bf16 is for training; here it is the best that there is.
+  const kernels::CpuFeatures features = kernels::DetectCpu();
+  auto kernels = kernels::ChooseCpuKernels(features, "fp32", kernels::ForcedCpuKernels());
+  if (!kernels.ok()) kernels = kernels::ChooseCpuKernels(features, "fp32", "");
+  RETURN_IF_ERROR(kernels.status());
   ASSIGN_OR_RETURN(
-      const kernels::CpuKernels* kernels,
-      kernels::ChooseCpuKernels(kernels::DetectCpu(), "fp32", forced == nullptr ? "" : forced));
-  ASSIGN_OR_RETURN(
-      packed_, PackedNetwork::Create(network_->config(), *kernels,
+      packed_, PackedNetwork::Create(network_->config(), **kernels,
                                      [&](const std::string& name, std::span<float> out) {
                                        const torch::Tensor value = parameters[name].contiguous();
                                        std::copy_n(value.const_data_ptr<float>(), out.size(),

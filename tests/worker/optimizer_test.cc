@@ -48,6 +48,27 @@ TEST(AdamWTest, FollowsTheFormula) {
   }
 }
 
+TEST(AdamWTest, OurKernelsTakeLibTorchsSteps) {
+  ASSERT_OK_AND_ASSIGN(const FusedOps ops, ChooseFusedOps("fp32"));
+  NamedTensors a = Parameters(torch::kFloat), b = Parameters(torch::kFloat);
+  AdamW plain(a, 0.05, "norm_and_bias"), fused(b, 0.05, "norm_and_bias");
+  fused.Fuse(ops);
+  for (int step = 0; step < 5; ++step) {
+    for (size_t i = 0; i < a.size(); ++i) {
+      a[i].second.mutable_grad() = torch::randn_like(a[i].second);
+      b[i].second.mutable_grad() = a[i].second.grad().clone();
+    }
+    plain.Step(1e-2);
+    fused.Step(1e-2);
+  }
+  for (size_t i = 0; i < a.size(); ++i)
+    EXPECT_TRUE(torch::allclose(a[i].second, b[i].second, 1e-5, 1e-6)) << a[i].first;
+  const NamedTensors plain_state = plain.State(), fused_state = fused.State();
+  for (size_t i = 0; i < plain_state.size(); ++i)
+    EXPECT_TRUE(torch::allclose(plain_state[i].second, fused_state[i].second, 1e-5, 1e-7))
+        << plain_state[i].first;
+}
+
 TEST(AdamWTest, FiltersSpareWhatTheySay) {
   EXPECT_TRUE(IsDecayed("norm1.weight", "disable"));
   EXPECT_TRUE(IsDecayed("head.bias", "disable"));

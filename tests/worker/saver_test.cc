@@ -54,15 +54,26 @@ class SaverTest : public testing::TrainerFixture {
   }
 };
 
-// At 32 pixels one key per stage is left; at 96 attention has nine to choose from.
+// At 32 pixels one key per stage is left, in the linear variant 49; at 96 attention has nine to
+// choose from.
 TEST_F(SaverTest, AResumedRunGoesOnBitForBit) {
-  for (const int side : {32, 96}) {
+  const struct {
+    const char *model, *amp_level;
+    int side;
+  } kRuns[] = {{"pvt_v2_b0", "O0", 32},
+               {"pvt_v2_b0", "O0", 96},
+               {"pvt_v2_b0", "O1", 32},
+               {"pvt_v2_b2_li", "O0", 32},
+               {"pvt_v2_b2_li", "O1", 32}};
+  for (const auto& [model, amp_level, side] : kRuns) {
     Recipe recipe = SmallRecipe(side);
+    recipe.model = model;
+    recipe.amp_level = amp_level;
     recipe.ckpt_save_policy = "none";
     const auto whole = MakeTrainer(recipe);
     Train(*whole, recipe, 0, 4);
     SaverOptions options = Options(recipe);
-    options.folder = folder_ / absl::StrCat("checkpoints", side);
+    options.folder = folder_ / absl::StrCat("checkpoints_", model, amp_level, side);
     fs::create_directories(options.folder);
     Saver saver(options);
     {
@@ -82,7 +93,7 @@ TEST_F(SaverTest, AResumedRunGoesOnBitForBit) {
     EXPECT_EQ(state->epoch_loss_sum, 1.25);
     EXPECT_EQ(state->best_top1, 0.75);
     Train(*second, recipe, 2, 4);
-    EXPECT_TRUE(SameWeights(*whole, *second)) << side;
+    EXPECT_TRUE(SameWeights(*whole, *second)) << model << " " << amp_level << " " << side;
   }
 }
 

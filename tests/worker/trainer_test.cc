@@ -10,9 +10,29 @@ namespace pyramid {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 using testing::StatusIs;
 
-class TrainerTest : public testing::TrainerFixture {};
+class TrainerTest : public testing::TrainerFixture {
+ protected:
+  // `whole` has six pictures a step.
+  void ExpectAccumulationEqualsTheLargerBatch(const Recipe& whole) {
+    Recipe parts = whole;
+    parts.batch_size = 2;
+    parts.gradient_accumulation_steps = 3;
+    const auto a = MakeTrainer(whole);
+    const auto b = MakeTrainer(parts);
+    const auto loader_a = MakeLoader(whole);
+    const auto loader_b = MakeLoader(parts);
+    for (int step = 0; step < 3; ++step) {
+      ASSERT_OK_AND_ASSIGN(const StepReport one, a->RunStep(*loader_a, step, 1e-3, {}, true));
+      ASSERT_OK_AND_ASSIGN(const StepReport three, b->RunStep(*loader_b, step, 1e-3, {}, true));
+      EXPECT_EQ(three.images, 6);
+      EXPECT_NEAR(three.loss / one.loss, 1, 2e-6) << step;
+      EXPECT_NEAR(three.grad_norm / one.grad_norm, 1, 2e-5) << step;
+    }
+  }
+};
 
 TEST_F(TrainerTest, LearnsTheMadeUpData) {
   const Recipe recipe = SmallRecipe();
@@ -32,35 +52,52 @@ TEST_F(TrainerTest, LearnsTheMadeUpData) {
 }
 
 TEST_F(TrainerTest, TheSameRunGivesTheSameNumbers) {
-  const Recipe recipe = SmallRecipe();
-  const auto a = MakeTrainer(recipe);
-  const auto b = MakeTrainer(recipe);
-  const auto loader_a = MakeLoader(recipe);
-  const auto loader_b = MakeLoader(recipe);
-  for (int step = 0; step < 3; ++step) {
-    EXPECT_EQ(a->RunStep(*loader_a, step, 1e-3, {}, false)->loss,
-              b->RunStep(*loader_b, step, 1e-3, {}, false)->loss);
+  for (const char* amp_level : {"O0", "O1"}) {
+    Recipe recipe = SmallRecipe();
+    recipe.amp_level = amp_level;
+    const auto a = MakeTrainer(recipe);
+    const auto b = MakeTrainer(recipe);
+    EXPECT_THAT(std::string(a->path()), StartsWith("fused "));
+    const auto loader_a = MakeLoader(recipe);
+    const auto loader_b = MakeLoader(recipe);
+    for (int step = 0; step < 3; ++step) {
+      EXPECT_EQ(a->RunStep(*loader_a, step, 1e-3, {}, false)->loss,
+                b->RunStep(*loader_b, step, 1e-3, {}, false)->loss);
+    }
+    EXPECT_TRUE(SameWeights(*a, *b)) << amp_level;
   }
-  EXPECT_TRUE(SameWeights(*a, *b));
+}
+
+// The same numbers, at first, as with mode F.
+TEST_F(TrainerTest, TheFusedPathTakesThePlainSteps) {
+  for (const char* model : {"pvt_v2_b0", "pvt_v2_b2_li"}) {
+    Recipe recipe = SmallRecipe();
+    recipe.model = model;
+    recipe.clip_grad = true;
+    recipe.clip_value = 1;
+    const auto fused = MakeTrainer(recipe);
+    recipe.mode = "F";
+    const auto plain = MakeTrainer(recipe);
+    EXPECT_THAT(std::string(fused->path()), StartsWith("fused "));
+    EXPECT_EQ(plain->path(), "plain");
+    const auto loader_a = MakeLoader(recipe);
+    const auto loader_b = MakeLoader(recipe);
+    for (int step = 0; step < 3; ++step) {
+      ASSERT_OK_AND_ASSIGN(const StepReport a, fused->RunStep(*loader_a, step, 1e-3, {}, true));
+      ASSERT_OK_AND_ASSIGN(const StepReport b, plain->RunStep(*loader_b, step, 1e-3, {}, true));
+      EXPECT_NEAR(a.loss / b.loss, 1, 1e-4) << model << " " << step;
+      EXPECT_NEAR(a.grad_norm / b.grad_norm, 1, 1e-3) << model << " " << step;
+    }
+  }
 }
 
 TEST_F(TrainerTest, AccumulationEqualsTheLargerBatch) {
   Recipe whole = SmallRecipe(96);
   whole.batch_size = 6;
-  Recipe parts = whole;
-  parts.batch_size = 2;
-  parts.gradient_accumulation_steps = 3;
-  const auto a = MakeTrainer(whole);
-  const auto b = MakeTrainer(parts);
-  const auto loader_a = MakeLoader(whole);
-  const auto loader_b = MakeLoader(parts);
-  for (int step = 0; step < 3; ++step) {
-    ASSERT_OK_AND_ASSIGN(const StepReport one, a->RunStep(*loader_a, step, 1e-3, {}, true));
-    ASSERT_OK_AND_ASSIGN(const StepReport three, b->RunStep(*loader_b, step, 1e-3, {}, true));
-    EXPECT_EQ(three.images, 6);
-    EXPECT_NEAR(three.loss / one.loss, 1, 2e-6) << step;
-    EXPECT_NEAR(three.grad_norm / one.grad_norm, 1, 2e-5) << step;
-  }
+  Recipe linear = SmallRecipe();
+  linear.model = "pvt_v2_b2_li";
+  linear.batch_size = 6;
+  for (const Recipe& recipe : {whole, linear}) ExpectAccumulationEqualsTheLargerBatch(recipe);
 }
 
 TEST_F(TrainerTest, ASmallLastBatchIsWeightedByItsPictures) {

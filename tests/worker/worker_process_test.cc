@@ -120,12 +120,15 @@ class WorkerProcessTest : public ::testing::Test {
 };
 
 TEST_F(WorkerProcessTest, TwoRanksTakeTheSameStepsAsOne) {
-  for (const int side : {32, 96}) {
+  for (const auto& [model, side] :
+       {std::pair{"pvt_v2_b0", 32}, {"pvt_v2_b0", 96}, {"pvt_v2_b2_li", 32}}) {
+    const std::string name = absl::StrCat(model, "_", side);
     WriteRecipe(side, 8, "val_while_train: False\nepoch_size: 1\n");
-    const RunResult one = Run(TrainCommand(absl::StrCat("one", side)), "one");
+    const RunResult one = Run(TrainCommand("one_" + name, {"--model", model}), "one");
     ASSERT_EQ(one.exit_code, 0) << one.err;
     WriteRecipe(side, 4, "val_while_train: False\nepoch_size: 1\n");
-    const RunResult two = Run(TrainCommand(absl::StrCat("two", side), {"--workers", "2"}), "two");
+    const RunResult two =
+        Run(TrainCommand("two_" + name, {"--model", model, "--workers", "2"}), "two");
     ASSERT_EQ(two.exit_code, 0) << two.err;
     EXPECT_THAT(two.err, HasSubstr("starting 2 ranks"));
     const std::vector<double> alone = Losses(one.out);
@@ -134,8 +137,8 @@ TEST_F(WorkerProcessTest, TwoRanksTakeTheSameStepsAsOne) {
     ASSERT_EQ(shared.size(), 12u);
     // Six decimals are printed. AdamW turns rounding into differences from step to step.
     for (int step = 0; step < 3; ++step)
-      EXPECT_NEAR(shared[step], alone[step], 4e-6) << side << " step " << step;
-    EXPECT_NEAR(shared[11], alone[11], 0.05) << side;
+      EXPECT_NEAR(shared[step], alone[step], 4e-6) << name << " step " << step;
+    EXPECT_NEAR(shared[11], alone[11], 0.05) << name;
   }
 }
 
