@@ -1059,7 +1059,8 @@ TEST(WeightWriterTest, ATorchZipOverFourGiBIsRefusedBeforeItsFirstByte) {
   const auto count = [&pieces](absl::string_view) { return ++pieces, absl::OkStatus(); };
   const TensorHeader one[] = {{"a", {int64_t{1} << 30}}};
   const TensorHeader several[] = {{"a", {1 << 15, 1 << 14}}, {"b", {1 << 15, 1 << 14}}};
-  for (const std::span<const TensorHeader> headers : {std::span(one), std::span(several)}) {
+  for (const std::span<const TensorHeader> headers :
+       {std::span<const TensorHeader>(one), std::span<const TensorHeader>(several)}) {
     EXPECT_THAT(StreamTorchZip(headers, {}, never, count),
                 StatusIs(kInvalidArgument,
                          HasSubstr("a PyTorch zip over 4 GiB isn't written; use safetensors")));
