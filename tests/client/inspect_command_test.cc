@@ -128,14 +128,13 @@ TEST_F(InspectCommandTest, ABackboneIsAPvtV2OnlyWithANewHead) {
 }
 
 TEST_F(InspectCommandTest, AveragedWeightsAreTakenOnlyWhenAskedFor) {
-  // Both under their wrappers' names, as a flat file; the average is the model without its labels.
+  // As MindCV keeps them.
   std::vector<std::vector<float>> values;
   std::vector<TensorBytes> tensors;
-  for (const char* wrapper : {"state_dict.", "state_dict_ema."}) {
+  for (const char* prefix : {"", "ema."}) {
     for (const ParameterShape& parameter : ParametersOf(*FindVariant("pvt_v2_b0"), 3, 10)) {
       values.push_back(testing::FormulaParameter(parameter.name, parameter.shape));
-      if (wrapper[10] == '_') values.back()[0] += 1;
-      tensors.push_back({wrapper + parameter.name,
+      tensors.push_back({prefix + FromOfficial(parameter.name, Naming::kMindCv),
                          "F32",
                          parameter.shape,
                          {reinterpret_cast<const char*>(values.back().data()),
@@ -143,15 +142,16 @@ TEST_F(InspectCommandTest, AveragedWeightsAreTakenOnlyWhenAskedFor) {
     }
   }
   ASSERT_OK(WriteFileAtomically(folder_ / "both.safetensors", *SerializeSafetensors(tensors)));
-  const auto wrapper = [&](const std::vector<std::string>& more) {
+  const auto facts = [&](const std::vector<std::string>& more) {
     std::vector<std::string> command = {"inspect", "both.safetensors", "--json"};
     command.insert(command.end(), more.begin(), more.end());
-    const CommandResult result = Pyramid(command);
-    EXPECT_EQ(result.code, 0) << result.err;
-    return nlohmann::json::parse(result.out).at("facts").value("wrapper", "");
+    const nlohmann::json json = nlohmann::json::parse(Pyramid(command).out);
+    return json.value("facts", nlohmann::json::object());
   };
-  EXPECT_EQ(wrapper({}), "state_dict");
-  EXPECT_EQ(wrapper({"--ema"}), "state_dict_ema");
+  EXPECT_EQ(facts({}).value("weights", ""), "plain");
+  EXPECT_EQ(facts({}).value("set aside", ""), "178 averaged tensors");
+  EXPECT_EQ(facts({"--ema"}).value("weights", ""), "averaged");
+  EXPECT_EQ(facts({"--ema"}).value("set aside", ""), "178 plain tensors");
 }
 
 TEST_F(InspectCommandTest, AnotherNetworksFileShowsItsTensorsAndWhy) {
