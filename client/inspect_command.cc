@@ -19,6 +19,7 @@
 #include "model/checkpoint.h"
 #include "model/device.h"
 #include "model/formats/weight_file.h"
+#include "model/kernels/cpu_kernels.h"
 #include "model/recipe.h"
 #include "model/weights.h"
 #include "proto/base/hash.h"
@@ -299,8 +300,67 @@ int InspectFolder(Environment& environment, const Options& options,
               absl::DataLossError(absl::StrCat(options.path, " is damaged: ", damage.message())));
 }
 
+// Which sets of kernels the processor runs, and which a network of either dtype computes with.
+struct KernelFacts {
+  std::vector<kernels::CpuKernelSet> sets;
+  std::string forced;
+  std::vector<std::pair<std::string, absl::StatusOr<const kernels::CpuKernels*>>> chosen;
+};
+
+KernelFacts ReadKernels() {
+  const kernels::CpuFeatures features = kernels::DetectCpu();
+  KernelFacts facts = {kernels::ListCpuKernels(features), kernels::ForcedCpuKernels(), {}};
+  for (const std::string dtype : {"fp32", "bf16"}) {
+    facts.chosen.emplace_back(dtype, kernels::ChooseCpuKernels(features, dtype, facts.forced));
+  }
+  return facts;
+}
+
+void AddKernels(const KernelFacts& facts, Table& table) {
+  std::vector<std::string> here, missing;
+  for (const kernels::CpuKernelSet& set : facts.sets) {
+    if (set.runs) {
+      here.push_back(set.name);
+    } else {
+      missing.push_back(absl::StrCat(set.name, " needs ", set.needs));
+    }
+  }
+  table.Add({"kernels", absl::StrJoin(here, " ")});
+  if (!missing.empty()) table.Add({"kernels not here", absl::StrJoin(missing, "; ")});
+  for (const auto& [dtype, chosen] : facts.chosen) {
+    std::string text;
+    if (chosen.ok()) {
+      const bool widened = dtype == "bf16" && (*chosen)->activation_bytes == 4;
+      text = absl::StrCat((*chosen)->name, widened ? " (bf16 computed in f32)" : "",
+                          facts.forced.empty() ? "" : ", forced by PYRAMID_KERNELS");
+    } else {
+      text = absl::StrCat("none: ", OneLine(chosen.status().message()));
+    }
+    table.Add({absl::StrCat(dtype, " computed by"), text});
+  }
+}
+
+nlohmann::json KernelsJson(const KernelFacts& facts) {
+  nlohmann::json json = {{"forced", nullptr}, {"sets", nlohmann::json::array()}};
+  if (!facts.forced.empty()) json["forced"] = facts.forced;
+  for (const kernels::CpuKernelSet& set : facts.sets) {
+    json["sets"].push_back(
+        {{"name", set.name}, {"dtypes", set.dtypes}, {"needs", set.needs}, {"runs", set.runs}});
+  }
+  for (const auto& [dtype, chosen] : facts.chosen) {
+    if (chosen.ok()) {
+      json["chosen"][dtype] = (*chosen)->name;
+    } else {
+      json["chosen"][dtype] = nullptr;
+      json["refused"][dtype] = std::string(chosen.status().message());
+    }
+  }
+  return json;
+}
+
 int InspectMachine(Environment& environment, const Options& options) {
   const Machine machine = ReadMachine();
+  const KernelFacts kernels = ReadKernels();
   const std::string protobuf = google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION);
   if (options.json) {
     nlohmann::json devices = nlohmann::json::array();
@@ -311,6 +371,7 @@ int InspectMachine(Environment& environment, const Options& options) {
     *environment.out << Dump({{"processor", machine.processor},
                               {"cores", machine.cores},
                               {"instruction_sets", machine.instruction_sets},
+                              {"kernels", KernelsJson(kernels)},
                               {"memory_bytes", machine.memory_bytes},
                               {"memory_available_bytes", machine.memory_available_bytes},
                               {"system", machine.system},
@@ -328,6 +389,7 @@ int InspectMachine(Environment& environment, const Options& options) {
   facts.Add({"instruction sets", machine.instruction_sets.empty()
                                      ? "none that kernels choose by"
                                      : absl::StrJoin(machine.instruction_sets, " ")});
+  AddKernels(kernels, facts);
   facts.Add({"memory", absl::StrCat(FormatBytes(machine.memory_bytes), ", ",
                                     FormatBytes(machine.memory_available_bytes), " available")});
   facts.Add({"devices", DescribeDevices()});
@@ -368,7 +430,7 @@ void AddInspectCommand(CommandLine line) {
                    "MindSpore's .ckpt")
       ->type_name("FOLDER|FILE");
   command->add_flag("--machine", options->machine,
-                    "Cores, instruction sets, memory, devices, versions");
+                    "Cores, instruction sets, kernels, memory, devices, versions");
   AddWeightFlags(*command, options->weights);
   command->add_flag("--json", options->json, "Print one JSON object");
   command->callback([line, options] {

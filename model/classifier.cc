@@ -214,6 +214,10 @@ absl::StatusOr<std::unique_ptr<Classifier>> LoadClassifier(const std::filesystem
                                      /*device_ops=*/device.kind != "cpu" && !options.plain);
   }
   if (!classifier.ok()) return Annotate(classifier.status(), path.string());
+  log::Info("classifier_loaded", {{"variant", (*classifier)->manifest().network().variant()},
+                                  {"device", options.device},
+                                  {"dtype", options.dtype},
+                                  {"kernels", (*classifier)->path()}});
   return classifier;
 }
 

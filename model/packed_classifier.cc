@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string>
@@ -193,10 +192,9 @@ absl::Status CheckPixels(const v1::NetworkConfig& network, size_t floats, int ba
 absl::StatusOr<std::unique_ptr<Classifier>> MakePackedClassifier(
     std::unique_ptr<Weights> weights, const ClassifierOptions& options,
     std::function<absl::StatusOr<std::unique_ptr<Classifier>>(const Weights&)> plain) {
-  const char* forced = std::getenv("PYRAMID_KERNELS");
-  ASSIGN_OR_RETURN(const CpuKernels* kernels,
-                   kernels::ChooseCpuKernels(kernels::DetectCpu(), options.dtype,
-                                             forced == nullptr ? "" : forced));
+  ASSIGN_OR_RETURN(
+      const CpuKernels* kernels,
+      kernels::ChooseCpuKernels(kernels::DetectCpu(), options.dtype, kernels::ForcedCpuKernels()));
   ASSIGN_OR_RETURN(std::shared_ptr<const PackedNetwork> network, Pack(*weights, *kernels));
   const v1::Manifest manifest = weights->manifest();
   auto classifier = std::make_unique<PackedClassifier>(std::move(weights), std::move(network),

@@ -102,6 +102,7 @@ std::vector<std::string> ExperimentLines(const Recipe& r, const RunFacts& facts)
   add("Weight decay", r.weight_decay, " (filter: ", r.weight_decay_filter, ")");
   add("Auto mixed precision", r.amp_level,
       r.amp_level == "O0" ? "" : absl::StrCat(" ", r.amp_dtype));
+  add("Kernels", facts.kernels);
   add("Checkpoints", facts.checkpoints);
   return lines;
 }

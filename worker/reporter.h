@@ -53,6 +53,7 @@ struct RunFacts {
   int64_t steps_per_epoch = 0;
   int64_t global_batch = 0;
   int64_t parameters = 0;
+  std::string kernels;  // "fused amx-f32math", "plain"
   std::string checkpoints;
 };
 std::vector<std::string> ExperimentLines(const Recipe& recipe, const RunFacts& facts);

@@ -225,6 +225,7 @@ class Job {
     facts.global_batch = data_.global_batch;
     for (const torch::Tensor& parameter : trainer_->network()->parameters())
       facts.parameters += parameter.numel();
+    facts.kernels = trainer_->path();
     facts.checkpoints = options_.checkpoints.string();
     for (const std::string& line : ExperimentLines(recipe_, facts)) Say(line);
   }

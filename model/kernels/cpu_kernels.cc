@@ -1,7 +1,7 @@
 #include "model/kernels/cpu_kernels.h"
 
 #include <array>
-#include <string>
+#include <cstdlib>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -54,7 +54,7 @@ constexpr std::array<Set, 5> kSets = {{
      {&CpuFeatures::avx512, &CpuFeatures::avx512},
      "AVX-512 F, BW, VL and DQ"},
     {"avx2", kAvx2, false, {&CpuFeatures::avx2, &CpuFeatures::avx2}, "AVX2 and FMA"},
-    {"portable", &kPortableKernels, false, {nullptr, nullptr}, "nothing"},
+    {"portable", &kPortableKernels, false, {nullptr, nullptr}, ""},
 }};
 
 bool Runs(const Set& set, const CpuFeatures& features) {
@@ -151,6 +151,23 @@ absl::StatusOr<const CpuKernels*> ChooseCpuKernels(const CpuFeatures& features,
   return absl::InvalidArgumentError(absl::StrCat("PYRAMID_KERNELS is \"", forced,
                                                  "\"; the sets of kernels are ", Names(),
                                                  ", or nothing for the best there is"));
+}
+
+std::string ForcedCpuKernels() {
+  const char* forced = std::getenv("PYRAMID_KERNELS");
+  return forced == nullptr ? "" : forced;
+}
+
+std::vector<CpuKernelSet> ListCpuKernels(const CpuFeatures& features) {
+  std::vector<CpuKernelSet> list;
+  for (const Set& set : kSets) {
+    CpuKernelSet one{.name = std::string(set.name), .needs = std::string(set.needs_text)};
+    if (!set.bf16) one.dtypes.emplace_back("fp32");
+    one.dtypes.emplace_back("bf16");
+    one.runs = Runs(set, features);
+    list.push_back(std::move(one));
+  }
+  return list;
 }
 
 }  // namespace pyramid::kernels

@@ -2,6 +2,9 @@
 #ifndef PYRAMID_MODEL_KERNELS_CPU_KERNELS_H_
 #define PYRAMID_MODEL_KERNELS_CPU_KERNELS_H_
 
+#include <string>
+#include <vector>
+
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "model/kernels/kernel_table.h"
@@ -23,6 +26,20 @@ CpuFeatures DetectCpu();
 absl::StatusOr<const CpuKernels*> ChooseCpuKernels(const CpuFeatures& features,
                                                    absl::string_view dtype,
                                                    absl::string_view forced);
+
+// PYRAMID_KERNELS of the environment; "": not set.
+std::string ForcedCpuKernels();
+
+// A set by name, whether or not it can run: what a person asks about a machine.
+struct CpuKernelSet {
+  std::string name;
+  std::vector<std::string> dtypes;  // it may be chosen for
+  std::string needs;                // "AVX2 and FMA"; empty: nothing
+  bool runs = false;                // in this build on these features
+};
+
+// Pure. All sets, best first.
+std::vector<CpuKernelSet> ListCpuKernels(const CpuFeatures& features);
 
 }  // namespace pyramid::kernels
 

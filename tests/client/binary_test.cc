@@ -132,7 +132,9 @@ TEST_F(BinaryTest, WorkerCommandsRunTheProgramBesideIt) {
 }
 
 TEST_F(BinaryTest, InspectAndOfflineClassify) {
-  EXPECT_THAT(Shell({"inspect", "--machine"}).out, HasSubstr("cores"));
+  const std::string machine = Shell({"inspect", "--machine"}).out;
+  EXPECT_THAT(machine, HasSubstr("cores"));
+  EXPECT_THAT(machine, HasSubstr("fp32 computed by"));
   const std::string data(4, '\0');
   ASSERT_OK_AND_ASSIGN(const std::string weights, SerializeSafetensors({{"w", "F32", {1}, data}}));
   Write("w.safetensors", weights);

@@ -1,10 +1,13 @@
 #include <gmock/gmock.h>
 
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "client/machine.h"
 #include "model/checkpoint.h"
 #include "model/formats/safetensors.h"
+#include "model/kernels/cpu_kernels.h"
 #include "tests/client/client_fixture.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/weight_file.h"
@@ -14,6 +17,7 @@ namespace {
 
 using ::testing::AllOf;
 using testing::CommandResult;
+using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -253,6 +257,55 @@ TEST_F(InspectCommandTest, ShowsTheMachine) {
   EXPECT_GT(json.at("memory_bytes").get<int64_t>(), 0);
   EXPECT_EQ(json.at("devices").at(0).at("kind"), "cpu");
   EXPECT_TRUE(json.at("versions").contains("grpc"));
+}
+
+// PYRAMID_KERNELS for as long as one lives.
+class ForcedKernels {
+ public:
+  explicit ForcedKernels(const char* name) : before_(kernels::ForcedCpuKernels()) {
+    setenv("PYRAMID_KERNELS", name, 1);
+  }
+  ~ForcedKernels() { setenv("PYRAMID_KERNELS", before_.c_str(), 1); }
+
+ private:
+  const std::string before_;
+};
+
+TEST_F(InspectCommandTest, TheMachinesKernelsAndThoseChosenAreNamed) {
+  const ForcedKernels none("");
+  const nlohmann::json json =
+      nlohmann::json::parse(Pyramid({"inspect", "--machine", "--json"}).out).at("kernels");
+  EXPECT_TRUE(json.at("forced").is_null());
+  EXPECT_EQ(json.at("sets").back().at("name"), "portable");
+  EXPECT_EQ(json.at("sets").back().at("runs"), true);
+  const std::string text = Pyramid({"inspect", "--machine"}).out;
+  for (const std::string dtype : {"fp32", "bf16"}) {
+    const auto chosen = kernels::ChooseCpuKernels(kernels::DetectCpu(), dtype, "");
+    ASSERT_TRUE(chosen.ok()) << chosen.status();
+    EXPECT_EQ(json.at("chosen").at(dtype), (*chosen)->name);
+    EXPECT_THAT(text, ContainsRegex(absl::StrCat(dtype, " computed by +", (*chosen)->name)));
+  }
+}
+
+TEST_F(InspectCommandTest, ForcedKernelsAreToldAndSoIsWhyTheyCannotBe) {
+  {
+    const ForcedKernels forced("portable");
+    EXPECT_THAT(Pyramid({"inspect", "--machine"}).out,
+                AllOf(ContainsRegex("fp32 computed by +portable, forced by PYRAMID_KERNELS"),
+                      ContainsRegex("bf16 computed by +portable .bf16 computed in f32., forced")));
+    const auto json =
+        nlohmann::json::parse(Pyramid({"inspect", "--machine", "--json"}).out).at("kernels");
+    EXPECT_EQ(json.at("forced"), "portable");
+    EXPECT_EQ(json.at("chosen").at("bf16"), "portable");
+  }
+  const ForcedKernels forced("amx");
+  const CommandResult result = Pyramid({"inspect", "--machine"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_THAT(result.out, ContainsRegex("fp32 computed by +none: PYRAMID_KERNELS is \"amx\""));
+  const auto json =
+      nlohmann::json::parse(Pyramid({"inspect", "--machine", "--json"}).out).at("kernels");
+  EXPECT_TRUE(json.at("chosen").at("fp32").is_null());
+  EXPECT_THAT(json.at("refused").at("fp32").get<std::string>(), HasSubstr("bf16"));
 }
 
 TEST_F(InspectCommandTest, MachineReadsWhatLinuxSays) {

@@ -57,12 +57,14 @@ TEST(ReporterTest, TheExperimentBlockNamesWhatMatters) {
                                               .device = "cpu",
                                               .world = 2,
                                               .val_pictures = -1,
-                                              .parameters = 3409194});
+                                              .parameters = 3409194,
+                                              .kernels = "fused avx512"});
   EXPECT_EQ(lines[0], "Essential Experiment Configurations:");
   EXPECT_THAT(lines, Contains("Distributed mode: True (launcher: mpirun)"));
   EXPECT_THAT(lines, Contains("Number of devices: 2 x cpu, 1 thread each"));
   EXPECT_THAT(lines, Contains("Number of validation samples: None"));
   EXPECT_THAT(lines, Contains("Model parameters: 3409194"));
+  EXPECT_THAT(lines, Contains("Kernels: fused avx512"));
 }
 
 TEST(ResultLogTest, GoesOnAfterTheEpochsThatAreDone) {

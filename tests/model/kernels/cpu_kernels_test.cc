@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <pthread.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -13,6 +16,7 @@
 namespace pyramid::kernels {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr CpuFeatures kNothing = {};
@@ -85,6 +89,28 @@ TEST(CpuKernelsTest, AForcedSetThatTheMachineCannotRunIsRefusedByName) {
   }
 }
 
+TEST(CpuKernelsTest, TheListTellsWhatRunsAndWhatTheOthersNeed) {
+  const auto running = [](const CpuFeatures& features) {
+    std::vector<std::string> names;
+    for (const CpuKernelSet& set : ListCpuKernels(features)) {
+      if (set.runs) names.push_back(set.name);
+    }
+    return names;
+  };
+  EXPECT_THAT(running(kAll), ElementsAre("amx", "amx-f32math", "avx512", "avx2", "portable"));
+  EXPECT_THAT(running(kNoFp16), ElementsAre("amx-f32math", "avx512", "avx2", "portable"));
+  EXPECT_THAT(running(kHaswell), ElementsAre("avx2", "portable"));
+  EXPECT_THAT(running(kNothing), ElementsAre("portable"));
+
+  const std::vector<CpuKernelSet> all = ListCpuKernels(kNothing);
+  EXPECT_EQ(all[0].name, "amx");
+  EXPECT_THAT(all[0].dtypes, ElementsAre("bf16"));
+  EXPECT_THAT(all[0].needs, HasSubstr("AVX512-FP16"));
+  EXPECT_THAT(all[3].dtypes, ElementsAre("fp32", "bf16"));
+  EXPECT_EQ(all[3].needs, "AVX2 and FMA");
+  EXPECT_EQ(all[4].needs, "");
+}
+
 TEST(CpuKernelsTest, AForcedBf16SetDoesNotServeFp32) {
   for (const std::string forced : {"amx", "amx-f32math"}) {
     const absl::Status status = ChooseCpuKernels(kAll, "fp32", forced).status();
@@ -106,6 +132,15 @@ TEST(CpuKernelsTest, OtherMachinesHaveThePortableSet) {
 }
 
 #endif
+
+TEST(CpuKernelsTest, TheEnvironmentForces) {
+  const std::string before = ForcedCpuKernels();
+  setenv("PYRAMID_KERNELS", "portable", 1);
+  EXPECT_EQ(ForcedCpuKernels(), "portable");
+  unsetenv("PYRAMID_KERNELS");
+  EXPECT_EQ(ForcedCpuKernels(), "");
+  if (!before.empty()) setenv("PYRAMID_KERNELS", before.c_str(), 1);
+}
 
 TEST(CpuKernelsTest, UnknownNamesAreRefusedWithTheKnownOnes) {
   const absl::Status name = ChooseCpuKernels(kAll, "fp32", "avx1024").status();
@@ -146,7 +181,9 @@ TEST(CpuKernelsTest, EverySetThisMachineRunsGrantsItsThreads) {
 TEST(CpuKernelsTest, ThreadsWithSmallStacksStart) {
   pthread_attr_t attributes;
   ASSERT_EQ(pthread_attr_init(&attributes), 0);
-  ASSERT_EQ(pthread_attr_setstacksize(&attributes, 102400), 0);
+  // aarch64's smallest is more.
+  const size_t smallest = static_cast<size_t>(std::max(0l, sysconf(_SC_THREAD_STACK_MIN)));
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, std::max<size_t>(102400, smallest)), 0);
   pthread_t thread;
   const int error = pthread_create(
       &thread, &attributes, [](void*) -> void* { return nullptr; }, nullptr);
