@@ -2,9 +2,10 @@
 //
 // Two output rows a pass share the rows between them. GELU is a table of 32 lines (tests/bench/
 // fit_bf16.py); the conversion to bf16 is integer arithmetic. Numbers below fp16's smallest
-// normal, 6.1e-5, become 0; infinities and NaN stay (an overflow in front shows in the result).
-// Tried and lost: a polynomial in fp16 (slower, and its tails don't cancel), conversion through
-// f32.
+// normal, 6.1e-5, become 0. Sums that are infinite or NaN stay so, minus infinity too, though
+// GELU's limit there is 0: it means a number in front was beyond fp16, and that has to show in the
+// result. Tried and lost: a polynomial in fp16 (slower, and its tails don't cancel), conversion
+// through f32.
 #include "model/kernels/amx_internal.h"
 
 namespace pyramid::kernels::amx {
@@ -64,7 +65,7 @@ inline __m512i ToBf16Exactly(__m512h x) {
   return _mm512_mask_mov_epi16(FiniteToBf16(x), special, kept);
 }
 
-// kRows output rows of 32 channels. Returns whether the results are finite; if not, they are to be
+// kRows output rows of 32 channels. Returns whether the sums are finite; if not, the rows are to be
 // computed again with kExact.
 template <int kRows, bool kExact>
 inline bool Group(const _Float16* const* rows, const _Float16* weight, int64_t c, int width,
@@ -96,11 +97,13 @@ inline bool Group(const _Float16* const* rows, const _Float16* weight, int64_t c
       a = _mm512_fmadd_ph(left[r + 2], tap[6], a);
       b = _mm512_fmadd_ph(here[r + 2], tap[7], b);
       a = _mm512_fmadd_ph(right[r + 2], tap[8], a);
-      const __m512h y = GeluOf(_mm512_add_ph(a, b), c0, c1);
+      const __m512h x = _mm512_add_ph(a, b);
+      const __m512h y = GeluOf(x, c0, c1);
       if (kExact) {
-        _mm512_storeu_si512(out + r * out_row, ToBf16Exactly(y));
+        const __mmask32 below = _mm512_fpclass_ph_mask(x, 0x10);  // -∞
+        _mm512_storeu_si512(out + r * out_row, ToBf16Exactly(_mm512_mask_blend_ph(below, y, x)));
       } else {
-        finite = _mm512_fmadd_ph(y, _mm512_setzero_ph(), finite);  // NaN once y isn't
+        finite = _mm512_fmadd_ph(x, _mm512_setzero_ph(), finite);  // NaN once x isn't
         _mm512_storeu_si512(out + r * out_row, FiniteToBf16(y));
       }
     }

@@ -49,8 +49,11 @@ void GatherPlanePatches(const PlaneWindows& w, const char* planes, int64_t first
     for (int64_t p = 0; p < w.planes; ++p) {
       const char* from = planes + ((p * w.plane_height + y) * w.plane_width + x) * element;
       // Seven elements, copied as eight: the next seven overwrite the eighth.
+      const bool last = rest == 0 && p + 1 == w.planes;
       for (int ky = 0; ky < 7; ++ky, out += 7 * element, from += w.plane_width * element) {
-        if (element == 2) {
+        if (last && ky == 6) {
+          std::memcpy(out, from, static_cast<size_t>(7 * element));
+        } else if (element == 2) {
           std::memcpy(out, from, 16);
         } else {
           std::memcpy(out, from, 32);

@@ -16,6 +16,8 @@
 namespace pyramid::kernels {
 namespace {
 
+#if defined(__x86_64__)
+
 // One function of this signature does `rounds` rounds of work and returns its operations.
 using Work = double (*)(int64_t rounds);
 
@@ -48,8 +50,6 @@ double Rate(Work work, int threads) {
   for (const double rate : rates) sum += rate;
   return sum;
 }
-
-#if defined(__x86_64__)
 
 constexpr int kChains = 12;  // more than latency times ports
 

@@ -72,6 +72,7 @@ inline std::vector<LinearCase> LinearCases() {
     all.push_back({tokens, s.c, s.embed_k});  // patch embedding
     if (s.reduction_k > 0) all.push_back({s.keys, s.c, s.reduction_k});
   }
+  all.push_back({49, 320, 320});  // b2_li's reduction in stage 3
   for (int64_t batch = 1; batch <= 33; ++batch) {
     all.push_back({batch, 1000, 256});  // heads
     all.push_back({batch, 10, 512});
@@ -89,7 +90,10 @@ struct LayerNormCase {
 };
 inline std::vector<LayerNormCase> LayerNormCases() {
   std::vector<LayerNormCase> all;
-  for (const StageShape& s : kStages) all.push_back({int64_t{s.side} * s.side, s.c});
+  for (const StageShape& s : kStages) {
+    all.push_back({int64_t{s.side} * s.side, s.c});
+    all.push_back({s.keys, s.c});  // of the reduced map
+  }
   for (int64_t rows = 1; rows <= 33; ++rows) all.push_back({rows, 160});
   for (int c = 32; c <= 512; c += 32) all.push_back({7, c});
   return all;

@@ -11,7 +11,6 @@
 #include <limits>
 #include <numbers>
 
-#include "model/kernels/kernel_table.h"
 #include "tests/model/kernels/case_table.h"
 
 namespace pyramid::kernels {
@@ -174,10 +173,11 @@ double ErrorOf::max() const {
   return largest_ == 0 ? 0 : largest_ / std::sqrt(expected_squares_ / static_cast<double>(count_));
 }
 
-GuardedBuffer::GuardedBuffer(size_t bytes, size_t offset) : bytes_(bytes) {
+GuardedBuffer::GuardedBuffer(size_t bytes, size_t offset, size_t slack)
+    : bytes_(bytes), slack_(slack) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   // Up to 63 bytes stay unguarded, so that data() is aligned (or off by `offset`).
-  const size_t content = (offset + bytes + kSlack + 63) / 64 * 64;
+  const size_t content = (offset + bytes + slack + 63) / 64 * 64;
   const size_t pages = (content + page - 1) / page * page;
   memory_bytes_ = pages + 2 * page;
   void* memory =
@@ -186,7 +186,7 @@ GuardedBuffer::GuardedBuffer(size_t bytes, size_t offset) : bytes_(bytes) {
   memory_ = static_cast<unsigned char*>(memory);
   if (mprotect(memory_ + page, pages, PROT_READ | PROT_WRITE) != 0) std::abort();
   std::memset(memory_ + page, kUntouched, pages);
-  data_ = memory_ + page + pages - content + offset;
+  data_ = memory_ + page + (at_the_front_ ? 0 : pages - content) + offset;
   Forbid(true);
 }
 
@@ -200,11 +200,11 @@ void GuardedBuffer::Forbid(bool forbid) const {
     }
   };
   set(memory_ + page, data_);
-  set(data_ + bytes_ + kSlack, memory_ + memory_bytes_ - page);
+  set(data_ + bytes_ + slack_, memory_ + memory_bytes_ - page);
 }
 
-GuardedBuffer::GuardedBuffer(std::span<const float> content, size_t offset)
-    : GuardedBuffer(content.size_bytes(), offset) {
+GuardedBuffer::GuardedBuffer(std::span<const float> content, size_t offset, size_t slack)
+    : GuardedBuffer(content.size_bytes(), offset, slack) {
   if (!content.empty()) std::memcpy(data_, content.data(), content.size_bytes());
 }
 

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "model/kernels/dwconv_gelu.h"
+#include "model/kernels/kernel_table.h"
 
 namespace pyramid::kernels {
 
@@ -53,13 +53,22 @@ class ErrorOf {
 };
 
 // Memory that ends where the contract says (model/kernels/kernel_table.h): `bytes` aligned to 64,
-// then kSlack readable bytes, then a page that can't be touched; another one lies in front. The
+// then `slack` readable bytes, then a page that can't be touched; another one lies in front. The
 // slack holds NaN patterns, and OnlyValidWritten tells whether they are still there. `offset`:
 // bytes past the alignment at which data() begins. AddressSanitizer guards to the byte.
 class GuardedBuffer {
  public:
-  explicit GuardedBuffer(size_t bytes, size_t offset = 0);
-  explicit GuardedBuffer(std::span<const float> content, size_t offset = 0);
+  // While one lives, buffers begin where the page in front ends, instead of ending at the other.
+  class AtTheFront {
+   public:
+    AtTheFront() { at_the_front_ = true; }
+    ~AtTheFront() { at_the_front_ = false; }
+    AtTheFront(const AtTheFront&) = delete;
+    AtTheFront& operator=(const AtTheFront&) = delete;
+  };
+
+  explicit GuardedBuffer(size_t bytes, size_t offset = 0, size_t slack = kSlack);
+  explicit GuardedBuffer(std::span<const float> content, size_t offset = 0, size_t slack = kSlack);
   ~GuardedBuffer();
   GuardedBuffer(const GuardedBuffer&) = delete;
   GuardedBuffer& operator=(const GuardedBuffer&) = delete;
@@ -74,10 +83,21 @@ class GuardedBuffer {
  private:
   void Forbid(bool forbid) const;  // what no page guards, to AddressSanitizer
 
+  static inline bool at_the_front_ = false;
   unsigned char* memory_ = nullptr;  // with the guards
   size_t memory_bytes_ = 0;
   unsigned char* data_ = nullptr;
   size_t bytes_;
+  size_t slack_;
+};
+
+// What isn't an activation is readable to its last byte only: weights, biases and the like, whose
+// last one is the last before the guard page, and what kernels pack, aligned to 64.
+class ExactBuffer : public GuardedBuffer {
+ public:
+  explicit ExactBuffer(std::span<const float> content)
+      : GuardedBuffer(content, (64 - content.size_bytes() % 64) % 64, 0) {}
+  explicit ExactBuffer(size_t packed_bytes) : GuardedBuffer(packed_bytes, 0, 0) {}
 };
 
 }  // namespace pyramid::kernels
