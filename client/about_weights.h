@@ -11,8 +11,8 @@
 
 namespace pyramid {
 
-// --origin, --ema, --head with --num-classes, and --pad-style, --gelu, --eps-outer in place of the origin's. `needs`: a flag
-// without which they make no sense; may be null.
+// --origin, --ema, --head with --num-classes, and --pad-style, --gelu, --eps-outer in place of the
+// origin's. `needs`: a flag without which they make no sense; may be null.
 void AddWeightFlags(CLI::App& command, WeightOptions& options, CLI::Option* needs = nullptr);
 
 // "pvt_v2_b0, 10 classes, 1 channels".
