@@ -228,6 +228,8 @@ class Network : public PackedNetwork {
 // time.
 class Packer {
  public:
+  static constexpr int kRows = 32;
+
   Packer(PackedNetwork::ReadParameter read, const Arena* arena) : read_(read), arena_(arena) {}
 
   // Zeros without an arena.
@@ -274,10 +276,10 @@ class Packer {
   }
 
   // The layer `name` of f32 kernels, k a multiple of 32, without a second copy: the values are read
-  // to where they will lie, and packed there 32 rows at a time. 32 rows take as many bytes packed.
+  // to where they will lie, and packed there kRows at a time, which take as many bytes packed and
+  // are a layer of their own.
   absl::StatusOr<PackedLinear> LargeLinear(const CpuKernels& kernels, const std::string& name,
                                            int n, int k) {
-    constexpr int kRows = 32;
     PackedLinear packed{.n = n, .k = k};
     const size_t row = static_cast<size_t>(k);
     assert(kernels.packed_linear_bytes(kRows, k) == kRows * row * sizeof(float));
@@ -905,31 +907,33 @@ class Pass {
                     .gelu = net_.gelu_});
   }
 
-  // Mean over the tokens, then the classifier, in f32.
+  // Mean over the tokens, then the classifier, in f32. Each thread has all means (they are few) and
+  // a part of the classes.
   void Head(int n, float* logits) {
-    if (team_.rank() == 0) {
-      const int64_t c = Channels(3), tokens = Size(3).tokens;
-      float* means = reinterpret_cast<float*>(own_.At(plan_.mean));
-      float* one = reinterpret_cast<float*>(own_.At(plan_.row_floats));
-      for (int64_t i = 0; i < n; ++i) {
-        float* mean = means + i * c;
-        std::fill(mean, mean + c, 0.0f);
-        for (int64_t t = 0; t < tokens; ++t) {
-          k_.to_float(shared_.At(plan_.stage_out) + (i * tokens + t) * c * act_, one, c);
-          for (int64_t j = 0; j < c; ++j) mean[j] += one[j];
-        }
-        for (int64_t j = 0; j < c; ++j) mean[j] /= static_cast<float>(tokens);
+    const int64_t c = Channels(3), tokens = Size(3).tokens;
+    float* means = reinterpret_cast<float*>(own_.At(plan_.mean));
+    float* one = reinterpret_cast<float*>(own_.At(plan_.row_floats));
+    for (int64_t i = 0; i < n; ++i) {
+      float* mean = means + i * c;
+      std::fill(mean, mean + c, 0.0f);
+      for (int64_t t = 0; t < tokens; ++t) {
+        k_.to_float(shared_.At(plan_.stage_out) + (i * tokens + t) * c * act_, one, c);
+        for (int64_t j = 0; j < c; ++j) mean[j] += one[j];
       }
-      const PackedLinear& head = net_.head_;
+      for (int64_t j = 0; j < c; ++j) mean[j] /= static_cast<float>(tokens);
+    }
+    const PackedLinear& head = net_.head_;
+    const Share mine = team_.Mine(head.n, Packer::kRows);
+    if (mine.begin < mine.end) {
       net_.head_k_.linear({.a = means,
                            .lda = head.k,
-                           .weight = net_.Weight(head.weight),
-                           .bias = net_.Floats(head.bias),
+                           .weight = net_.Weight(head.weight) + mine.begin * head.k * 4,
+                           .bias = net_.Floats(head.bias) + mine.begin,
                            .residual = nullptr,
-                           .out = logits,
+                           .out = logits + mine.begin,
                            .ldo = head.n,
                            .m = n,
-                           .n = head.n,
+                           .n = static_cast<int>(mine.end - mine.begin),
                            .k = head.k,
                            .output = Output::kFloat,
                            .relu = false});
