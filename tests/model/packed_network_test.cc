@@ -164,6 +164,20 @@ TEST_P(PackedNetworkTest, ThePicturesBesideDontChangeTheAnswer) {
   }
 }
 
+TEST_P(PackedNetworkTest, EveryBatchGivesEachPictureTheSameAnswer) {
+  const auto network = FormulaNetwork(Config("pvt_v2_b0", "timm", 10), *GetParam());
+  const int side = 32, most = 33;
+  const std::vector<float> pixels = FormulaImage(most, 3, side, side);
+  std::vector<float> all(most * 10);
+  network->Forward(pixels, most, side, side, 1, all);
+  for (int batch = 1; batch < most; ++batch) {
+    std::vector<float> some(static_cast<size_t>(batch) * 10);
+    network->Forward(std::span(pixels).first(size_t{3} * side * side * static_cast<size_t>(batch)),
+                     batch, side, side, 1, some);
+    EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << batch << " pictures";
+  }
+}
+
 TEST_P(PackedNetworkTest, SeveralCallersAtOnceGetTheSameAnswers) {
   const auto network = FormulaNetwork(Config("pvt_v2_b0", "mindcv", 10), *GetParam());
   const std::vector<float> expected = Answer(*network, 2, 64, 64, 1, 10);
