@@ -86,12 +86,27 @@ class ParameterGradients {
     total_ += (floats + 15) / 16 * 16;
     return offsets_.back();
   }
-  void Make(int threads) { rows_ = torch::zeros({threads, total_}, torch::kFloat32); }
+  void Make(int threads) {
+    threads_ = threads;
+    rows_ = torch::empty({threads, total_}, torch::kFloat32);
+    RunOnTeam(threads, [&](int rank, int size) {
+      const Share mine = ShareOf(threads * total_, 1024, rank, size);
+      float* rows = rows_.data_ptr<float>();
+      std::fill(rows + mine.begin, rows + mine.end, 0.0f);
+    });
+  }
   float* At(int rank, int64_t offset) const {
     return rows_.data_ptr<float>() + rank * total_ + offset;
   }
   void Sum() {
-    for (int64_t rank = 1; rank < rows_.size(0); ++rank) rows_[0].add_(rows_[rank]);
+    RunOnTeam(threads_, [&](int rank, int size) {
+      const Share mine = ShareOf(total_, 1024, rank, size);
+      float* sum = rows_.data_ptr<float>();
+      for (int64_t row = 1; row < threads_; ++row) {
+        const float* more = sum + row * total_;
+        for (int64_t i = mine.begin; i < mine.end; ++i) sum[i] += more[i];
+      }
+    });
   }
   Tensor Get(int64_t offset, torch::IntArrayRef sizes) const {
     return rows_[0].narrow(0, offset, c10::multiply_integers(sizes)).view(sizes);
@@ -100,10 +115,11 @@ class ParameterGradients {
  private:
   std::vector<int64_t> offsets_;
   int64_t total_ = 0;
+  int threads_ = 1;
   Tensor rows_;
 };
 
-int Threads() { return at::get_num_threads(); }
+int ThreadsOf(const FusedOps& ops) { return ops.threads > 0 ? ops.threads : at::get_num_threads(); }
 
 // ---- Linear layers ----
 
@@ -114,25 +130,37 @@ struct Packed {
   int k = 0;  // a multiple of 32
 };
 
-// `weight` [n, k] f32.
-Packed Pack(const CpuKernels& kernels, const Tensor& weight, const Tensor& bias, double scale = 1) {
+// `weight` [n, k] f32, in any order in memory.
+Packed Pack(const FusedOps& ops, const Tensor& weight, const Tensor& bias, double scale = 1) {
+  const CpuKernels& kernels = *ops.forward;
+  const Tensor w = weight.stride(0) == 1 || weight.stride(1) == 1 ? weight : weight.contiguous();
   Packed packed;
-  Tensor w = scale == 1 ? weight : weight * scale;
   packed.n = static_cast<int>(w.size(0));
   packed.k = static_cast<int>((w.size(1) + 31) / 32 * 32);
-  if (packed.k != w.size(1)) w = torch::constant_pad_nd(w, {0, packed.k - w.size(1)});
-  w = w.contiguous();
-  packed.weight = torch::empty(
-      {static_cast<int64_t>(kernels.packed_linear_bytes(packed.n, packed.k))}, torch::kByte);
-  kernels.pack_linear(w.const_data_ptr<float>(), packed.n, packed.k, packed.weight.data_ptr());
-  packed.bias = torch::zeros({(packed.n + 31) / 32 * 32}, torch::kFloat32);
+  const auto block_bytes = static_cast<int64_t>(kernels.packed_linear_bytes(32, packed.k));
+  const int64_t blocks = (packed.n + 31) / 32;
+  packed.weight = torch::empty({blocks * block_bytes}, torch::kByte);
+  RunOnTeam(ThreadsOf(ops), [&](int rank, int size) {
+    const Share mine = ShareOf(blocks, 1, rank, size);
+    if (mine.begin == mine.end) return;
+    const int64_t first = 32 * mine.begin;
+    kernels.pack_linear({.weight = w.const_data_ptr<float>() + first * w.stride(0),
+                         .output_stride = w.stride(0),
+                         .input_stride = w.stride(1),
+                         .n = static_cast<int>(std::min(32 * mine.end, int64_t{packed.n}) - first),
+                         .inputs = static_cast<int>(w.size(1)),
+                         .k = packed.k,
+                         .scale = static_cast<float>(scale),
+                         .packed = Bytes(packed.weight) + mine.begin * block_bytes});
+  });
+  packed.bias = torch::zeros({blocks * 32}, torch::kFloat32);
   if (bias.defined()) packed.bias.narrow(0, 0, packed.n).copy_(scale == 1 ? bias : bias * scale);
   return packed;
 }
 
 // For dx = dy·W.
-Packed PackTransposed(const CpuKernels& kernels, const Tensor& weight, double scale = 1) {
-  return Pack(kernels, weight.t(), Tensor(), scale);
+Packed PackTransposed(const FusedOps& ops, const Tensor& weight, double scale = 1) {
+  return Pack(ops, weight.t(), Tensor(), scale);
 }
 
 void Linear(const CpuKernels& kernels, const Packed& w, const char* a, char* out, int64_t rows,
@@ -278,7 +306,7 @@ class NormFunction : public torch::autograd::Function<NormFunction> {
     const Tensor stats = torch::empty({2, rows}, torch::kFloat32);
     float* mean = stats.data_ptr<float>();
     const int64_t row = c * spec.ops.train->activation_bytes;
-    RunOnTeam(Threads(), [&](int rank, int size) {
+    RunOnTeam(ThreadsOf(spec.ops), [&](int rank, int size) {
       const Share mine = ShareOf(rows, 16, rank, size);
       if (mine.begin == mine.end) return;
       Norm(*spec.ops.train, View(gamma, beta, spec.eps), Bytes(x) + mine.begin * row,
@@ -299,7 +327,7 @@ class NormFunction : public torch::autograd::Function<NormFunction> {
     const Tensor dx = WithSlack(x.sizes(), spec.ops.type);
     const float* mean = saved[3].const_data_ptr<float>();
     const int64_t row = c * spec.ops.train->activation_bytes;
-    const int threads = Threads();
+    const int threads = ThreadsOf(spec.ops);
     ParameterGradients parameters;
     const int64_t dgamma = parameters.Add(c), dbeta = parameters.Add(c);
     parameters.Make(threads);
@@ -403,11 +431,11 @@ class PatchFunction : public torch::autograd::Function<PatchFunction> {
     const int64_t pictures = in.size(0), c = weight.size(0);
     const PatchSource source(spec, weight.size(1), act);
     const int64_t tokens = source.outputs(), k_row = source.row_elements() * act;
-    const Packed conv = Pack(k, PatchWeight(spec, weight), bias);
+    const Packed conv = Pack(spec.ops, PatchWeight(spec, weight), bias);
     const Tensor before = WithSlack({pictures, tokens, c}, spec.ops.type);  // the norm
     const Tensor out = WithSlack({pictures, tokens, c}, spec.ops.type);
     const int64_t in_bytes = in.numel() / pictures * static_cast<int64_t>(in.element_size());
-    const int threads = Threads();
+    const int threads = ThreadsOf(spec.ops);
     Scratch scratch;
     const int64_t patches = scratch.Add(tokens * k_row), planes = scratch.Add(source.plane_bytes()),
                   stats = scratch.Add(2 * tokens * 4);
@@ -440,12 +468,13 @@ class PatchFunction : public torch::autograd::Function<PatchFunction> {
     const int64_t tokens = source.outputs(), elements = source.row_elements();
     const Tensor dout = Activation(grads[0], spec.ops.type);
     const bool wants_input = !spec.pictures();
-    const Packed back = wants_input ? PackTransposed(k, PatchWeight(spec, weight)) : Packed();
+    const Packed back =
+        wants_input ? PackTransposed(spec.ops, PatchWeight(spec, weight)) : Packed();
     const Tensor din = wants_input ? WithSlack(in.sizes(), spec.ops.type) : Tensor();
     const int64_t in_bytes = in.numel() / pictures * static_cast<int64_t>(in.element_size());
     const int64_t in_elements = in.numel() / pictures;
 
-    const int threads = Threads();
+    const int threads = ThreadsOf(spec.ops);
     ParameterGradients parameters;
     const int64_t dw = parameters.Add(c * elements), db = parameters.Add(c),
                   dgamma = parameters.Add(c), dbeta = parameters.Add(c);
@@ -522,9 +551,9 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     const int64_t pictures = x.size(0), tokens = x.size(1), c = x.size(2), wide = w1.size(0);
     const Tensor hidden = WithSlack({pictures, tokens, wide}, spec.ops.type);
     const Tensor out = WithSlack(x.sizes(), spec.ops.type);
-    const Packed fc1 = Pack(k, w1, b1), fc2 = Pack(k, w2, b2);
+    const Packed fc1 = Pack(spec.ops, w1, b1), fc2 = Pack(spec.ops, w2, b2);
     const Conv conv(spec, dw, db);
-    const int threads = Threads();
+    const int threads = ThreadsOf(spec.ops);
     const int64_t chunk = ChunkOf(tokens, pictures / threads);
     Scratch scratch;
     const int64_t normed = scratch.Add(chunk * tokens * c * act),
@@ -570,11 +599,11 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     const int64_t pictures = x.size(0), tokens = x.size(1), c = x.size(2), wide = w1.size(0);
     const Tensor dout = Activation(grads[0], spec.ops.type);
     const Tensor dx = WithSlack(x.sizes(), spec.ops.type);
-    const Packed back1 = PackTransposed(k, w1), back2 = PackTransposed(k, w2);
+    const Packed back1 = PackTransposed(spec.ops, w1), back2 = PackTransposed(spec.ops, w2);
     const Conv conv(spec, dw, db);
     const Tensor taps = Taps(dw);
 
-    const int threads = Threads();
+    const int threads = ThreadsOf(spec.ops);
     const int64_t chunk = ChunkOf(tokens, pictures / threads);
     ParameterGradients parameters;
     const int64_t dgamma = parameters.Add(c), dbeta = parameters.Add(c),
@@ -793,8 +822,9 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const int64_t keys = key_rows.keys(), key_row = key_rows.elements() * act;
     TORCH_CHECK(keys <= kernels::kMostKeys, "Attention has ", keys, " keys; fused training takes ",
                 kernels::kMostKeys, ".");
-    const Packed q = Pack(k, wq, bq, QueryScale(d)), kv = Pack(k, wkv, bkv), proj = Pack(k, wp, bp);
-    const Packed sr = reduces ? Pack(k, ReductionWeight(wsr), bsr) : Packed();
+    const Packed q = Pack(spec.ops, wq, bq, QueryScale(d)), kv = Pack(spec.ops, wkv, bkv),
+                 proj = Pack(spec.ops, wp, bp);
+    const Packed sr = reduces ? Pack(spec.ops, ReductionWeight(wsr), bsr) : Packed();
     const Tensor queries = WithSlack(x.sizes(), spec.ops.type);
     const Tensor pairs = WithSlack({pictures, keys, 2 * c}, spec.ops.type);
     const Tensor mixed = WithSlack(x.sizes(), spec.ops.type);
@@ -802,7 +832,7 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
         reduces ? WithSlack({pictures, keys, c}, spec.ops.type) : torch::empty({0});
     const Tensor out = WithSlack(x.sizes(), spec.ops.type);
 
-    const int threads = Threads();
+    const int threads = ThreadsOf(spec.ops);
     const int64_t most_rows =
         std::max(tokens, keys);  // of a picture; small maps are pooled to more
     const int64_t chunk = ChunkOf(most_rows, pictures / threads);
@@ -895,11 +925,11 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     const Tensor dout = Activation(grads[0], spec.ops.type);
     const Tensor dx = WithSlack(x.sizes(), spec.ops.type);
     const double query_scale = QueryScale(d);
-    const Packed back_q = PackTransposed(k, wq, query_scale), back_kv = PackTransposed(k, wkv),
-                 back_p = PackTransposed(k, wp);
-    const Packed back_sr = reduces ? PackTransposed(k, ReductionWeight(wsr)) : Packed();
+    const Packed back_q = PackTransposed(spec.ops, wq, query_scale),
+                 back_kv = PackTransposed(spec.ops, wkv), back_p = PackTransposed(spec.ops, wp);
+    const Packed back_sr = reduces ? PackTransposed(spec.ops, ReductionWeight(wsr)) : Packed();
 
-    const int threads = Threads();
+    const int threads = ThreadsOf(spec.ops);
     const int64_t chunk = ChunkOf(std::max(tokens, keys), pictures / threads);
     ParameterGradients parameters;
     const int64_t dgamma = parameters.Add(c), dbeta = parameters.Add(c),
@@ -1150,7 +1180,7 @@ void FusedAdamW(const FusedOps& ops, const AdamWStep& step, torch::TensorList pa
                               .eps = step.eps,
                               .bias1 = 1 - std::pow(step.beta1, static_cast<double>(step.step)),
                               .bias2 = 1 - std::pow(step.beta2, static_cast<double>(step.step))};
-  RunOnTeam(Threads(), [&](int rank, int size) {
+  RunOnTeam(ThreadsOf(ops), [&](int rank, int size) {
     const Share mine = ShareOf(total, 4096, rank, size);
     for (size_t i = 0; i < count; ++i) {
       const Span& span = spans[i];

@@ -258,18 +258,17 @@ class Packer {
                       const std::vector<float>& bias, int n) {
     PackedLinear packed;
     packed.n = n;
-    const size_t rows = static_cast<size_t>(n), inputs = weight.size() / rows;
-    packed.k = static_cast<int>(RoundUp(static_cast<int64_t>(inputs), 32));
-    const size_t width = static_cast<size_t>(packed.k);
+    const int inputs = static_cast<int>(weight.size() / static_cast<size_t>(n));
+    packed.k = static_cast<int>(RoundUp(inputs, 32));
     packed.weight = Add(k.packed_linear_bytes(n, packed.k), [&](char* to) {
-      if (inputs == width) {
-        k.pack_linear(weight.data(), n, packed.k, to);
-        return;
-      }
-      std::vector<float> padded(rows * width);
-      for (size_t r = 0; r < rows; ++r)
-        std::copy_n(weight.data() + r * inputs, inputs, padded.data() + r * width);
-      k.pack_linear(padded.data(), n, packed.k, to);
+      k.pack_linear({.weight = weight.data(),
+                     .output_stride = inputs,
+                     .input_stride = 1,
+                     .n = n,
+                     .inputs = inputs,
+                     .k = packed.k,
+                     .scale = 1,
+                     .packed = to});
     });
     packed.bias = AddFloats(bias, RoundUp(n, 32));
     return packed;
@@ -293,7 +292,7 @@ class Packer {
         const int rows = std::min(kRows, n - first);
         float* const at = values + static_cast<size_t>(first) * row;
         std::copy_n(at, static_cast<size_t>(rows) * row, block.data());
-        kernels.pack_linear(block.data(), rows, k, at);
+        kernels.pack_linear(kernels::RowMajor(block.data(), rows, k, at));
       }
     });
     RETURN_IF_ERROR(status);

@@ -14,7 +14,7 @@ namespace pyramid::kernels::amx {
 
 // The functions of the two tables, by file.
 size_t PackedLinearBytes(int n, int k);  // amx_linear.cc
-void PackLinear(const float* weight, int n, int k, void* packed);
+void PackLinear(const PackLinearParams& p);
 void LinearHiddenFp16(const LinearParams& p);
 void LinearHiddenBf16(const LinearParams& p);
 void LayerNorm(const LayerNormParams& p);  // bf16_layer_norm.cc

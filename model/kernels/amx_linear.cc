@@ -420,21 +420,92 @@ void Run(const LinearParams& p, Kind hidden) {
   }
 }
 
+// --- Packing: one tile, outputs [output, output + 16) and inputs [input, input + 32) ---
+
+// The dwords of 16 rows, transposed.
+inline void Transpose(__m512i (&rows)[16]) {
+  __m512i pairs[16], fours[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+  // fours[4 i + j]: of rows 4 i to 4 i + 3 the columns j, 4 + j, 8 + j, 12 + j.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i upper_even = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0x88);
+    const __m512i upper_odd = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0xdd);
+    const __m512i lower_even = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0x88);
+    const __m512i lower_odd = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0xdd);
+    rows[j] = _mm512_shuffle_i32x4(upper_even, lower_even, 0x88);
+    rows[4 + j] = _mm512_shuffle_i32x4(upper_odd, lower_odd, 0x88);
+    rows[8 + j] = _mm512_shuffle_i32x4(upper_even, lower_even, 0xdd);
+    rows[12 + j] = _mm512_shuffle_i32x4(upper_odd, lower_odd, 0xdd);
+  }
+}
+
+// An output's inputs lie beside each other.
+void PackRows(const PackLinearParams& p, int64_t output, int64_t input, uint16_t* to) {
+  const __m512 scale = _mm512_set1_ps(p.scale);
+  const float* from = p.weight + output * p.output_stride + input;
+  __m512i rows[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r, from += p.output_stride) {
+    rows[r] = ToBf16(_mm512_mul_ps(_mm512_loadu_ps(from), scale),
+                     _mm512_mul_ps(_mm512_loadu_ps(from + 16), scale));
+  }
+  Transpose(rows);
+#pragma GCC unroll 16
+  for (int pair = 0; pair < 16; ++pair) _mm512_storeu_si512(to + pair * 32, rows[pair]);
+}
+
+// An input's outputs lie beside each other.
+void PackColumns(const PackLinearParams& p, int64_t output, int64_t input, uint16_t* to) {
+  const __m512 scale = _mm512_set1_ps(p.scale);
+  const float* from = p.weight + input * p.input_stride + output;
+  for (int pair = 0; pair < 16; ++pair, from += 2 * p.input_stride) {
+    const __m512 even = _mm512_mul_ps(_mm512_loadu_ps(from), scale);
+    const __m512 odd = _mm512_mul_ps(_mm512_loadu_ps(from + p.input_stride), scale);
+    _mm512_storeu_si512(to + pair * 32, Interleave(even, odd));
+  }
+}
+
+// Part of the tile is outside the weight.
+void PackEdge(const PackLinearParams& p, int64_t output, int64_t input, uint16_t* to) {
+  for (int64_t i = 0; i < kTileElements; ++i) {
+    const int64_t j = output + i % 32 / 2, row = input + i / 32 * 2 + i % 2;
+    to[i] = j < p.n && row < p.inputs
+                ? ToBf16(p.weight[j * p.output_stride + row * p.input_stride] * p.scale)
+                : uint16_t{0};
+  }
+}
+
 }  // namespace
 
 size_t PackedLinearBytes(int n, int k) {
   return static_cast<size_t>(Panels(n) * Steps(k) * kStepElements) * sizeof(uint16_t);
 }
 
-void PackLinear(const float* weight, int n, int k, void* packed) {
-  uint16_t* to = static_cast<uint16_t*>(packed);
-  for (int64_t panel = 0; panel < Panels(n); ++panel) {
-    for (int64_t step = 0; step < Steps(k); ++step) {
-      for (int64_t i = 0; i < kStepElements; ++i) {
-        const int64_t tile = i / kTileElements, pair = i % kTileElements / 32;
-        const int64_t column = panel * kBlock + tile * kTile + i % 32 / 2;
-        const int64_t row = step * kBlock + 2 * pair + i % 2;
-        *to++ = column < n && row < k ? ToBf16(weight[column * k + row]) : uint16_t{0};
+void PackLinear(const PackLinearParams& p) {
+  uint16_t* to = static_cast<uint16_t*>(p.packed);
+  for (int64_t panel = 0; panel < Panels(p.n); ++panel) {
+    for (int64_t step = 0; step < Steps(p.k); ++step) {
+      for (int64_t tile = 0; tile < 2; ++tile, to += kTileElements) {
+        const int64_t output = panel * kBlock + tile * kTile, input = step * kBlock;
+        if (output + kTile > p.n || input + kBlock > p.inputs) {
+          PackEdge(p, output, input, to);
+        } else if (p.input_stride == 1) {
+          PackRows(p, output, input, to);
+        } else {
+          PackColumns(p, output, input, to);
+        }
       }
     }
   }

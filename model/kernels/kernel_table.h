@@ -33,9 +33,10 @@ struct CpuKernels {
   int activation_bytes;  // 4: f32, 2: bf16
   int hidden_bytes;      // 4: f32, 2: fp16 ("amx") or bf16 ("amx-f32math")
 
-  // [n, k] f32 row-major → packed; k as LinearParams will say, a multiple of 32.
+  // 32 outputs, beginning at a multiple of 32, are packed as they would be without the others and
+  // lie packed_linear_bytes(32, k) behind the 32 before them.
   size_t (*packed_linear_bytes)(int n, int k);
-  void (*pack_linear)(const float* weight, int n, int k, void* packed);
+  void (*pack_linear)(const PackLinearParams& p);
   void (*linear)(const LinearParams& p);
 
   void (*layer_norm)(const LayerNormParams& p);

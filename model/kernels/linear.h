@@ -12,6 +12,24 @@ namespace pyramid::kernels {
 // What an activation or hidden buffer holds is the kernel set's: f32, or bf16 (hidden: fp16).
 enum class Output { kActivation, kHidden, kFloat };
 
+// A weight as f32, which output j and input i have at weight[j * output_stride + i * input_stride].
+// One of the strides is 1: by the other a weight can be packed transposed, as gradients need it.
+struct PackLinearParams {
+  const float* weight;
+  int64_t output_stride;
+  int64_t input_stride;
+  int n;        // outputs
+  int inputs;   // given; those from here to k are zeros
+  int k;        // as LinearParams will say, a multiple of 32
+  float scale;  // of all numbers
+  void* packed;
+};
+
+// [n, k] row-major, as it is.
+inline PackLinearParams RowMajor(const float* weight, int n, int k, void* packed) {
+  return {weight, k, 1, n, k, k, 1.0f, packed};
+}
+
 struct LinearParams {
   const void* a;  // [m, k] activations, row stride lda elements
   int64_t lda;

@@ -109,8 +109,8 @@ void Linear(const Sets& sets, const char* what, LinearCase c, Output output, boo
     const auto a = std::make_shared<Buffer>(Bytes(c.m * c.k, bytes));
     set->from_float(Numbers(c.m * c.k, Values::kUnit, 1).data(), a->data(), c.m * c.k);
     const auto packed = std::make_shared<Buffer>(set->packed_linear_bytes(c.n, c.k));
-    set->pack_linear(Numbers(int64_t{c.n} * c.k, Values::kUnit, 2, 0.1f).data(), c.n, c.k,
-                     packed->data());
+    const auto weight = Numbers(int64_t{c.n} * c.k, Values::kUnit, 2, 0.1f);
+    set->pack_linear(RowMajor(weight.data(), c.n, c.k, packed->data()));
     const auto bias = std::make_shared<Buffer>(Bytes((c.n + 31) / 32 * 32, 4));
     const auto residual = std::make_shared<Buffer>(Bytes(c.m * c.n, bytes));
     const auto out = std::make_shared<Buffer>(Bytes(c.m * c.n, 4));

@@ -172,7 +172,7 @@ struct LinearData {
         residual(All<ToBf16>(residual_values), offset),
         packed(kernels.packed_linear_bytes(c.n, c.k)) {
     std::fill(bias.floats().begin() + c.n, bias.floats().end(), 0.0f);
-    kernels.pack_linear(weight.data(), c.n, c.k, packed.data<void>());
+    kernels.pack_linear(RowMajor(weight.data(), c.n, c.k, packed.data<void>()));
   }
 
   // Rows [first, first + rows) into `out`, which begins at row 0.
@@ -344,7 +344,7 @@ TEST_P(AmxKernelsTest, HiddenNumbersBeyondFp16AreInfiniteInFp16Only) {
   LinearData data(kernels(), {5, 32, 32}, Values::kUnit);
   for (int64_t i = 0; i < 5 * 32; ++i) data.a.data()[i] = ToBf16(65536.0f);
   std::fill(data.weight.floats().begin(), data.weight.floats().end(), 1.0f);
-  kernels().pack_linear(data.weight.data(), 32, 32, data.packed.data<void>());
+  kernels().pack_linear(RowMajor(data.weight.data(), 32, 32, data.packed.data<void>()));
   Halves out(5 * 32);
   data.Run(kernels(), out.data(), false, 0, 5, Output::kHidden);
   for (const uint16_t x : out.bits()) {

@@ -86,7 +86,7 @@ struct LinearData {
         residual(Numbers(c.m * ldo - gap, values, 4), offset),
         packed(kernels.packed_linear_bytes(c.n, c.k)) {
     std::fill(bias.floats().begin() + c.n, bias.floats().end(), 0.0f);
-    kernels.pack_linear(weight.data(), c.n, c.k, packed.data<void>());
+    kernels.pack_linear(RowMajor(weight.data(), c.n, c.k, packed.data<void>()));
   }
 
   // Rows [first, first + rows) into `out`, which begins at row 0.
