@@ -1,27 +1,16 @@
 #include "server/rpc/classification_service.h"
 
 #include <atomic>
-#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
 #include "server/rpc/handle.h"
-#include "server/serving/pushback.h"
 
 namespace pyramid {
 namespace {
 
 const char* ServiceName() { return v1::ClassificationService::service_full_name(); }
-
-// The client's deadline; a client that sets none has the largest time there is.
-absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
-  const auto deadline = context.deadline();
-  return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture()
-                                                                  : absl::FromChrono(deadline);
-}
 
 // Lives from the call's arrival to gRPC's OnDone.
 class ClassifyReactor final : public grpc::ServerUnaryReactor {
@@ -35,10 +24,7 @@ class ClassifyReactor final : public grpc::ServerUnaryReactor {
     pipeline.Classify(request, DeadlineOf(context_), cancelled_,
                       [this](absl::StatusOr<v1::ClassifyResponse> result) {
                         if (result.ok()) response_ = *std::move(result);
-                        const int64_t pushback = PushbackMillis(result.status());
-                        if (pushback >= 0) {
-                          context_.AddTrailingMetadata(kPushbackKey, absl::StrCat(pushback));
-                        }
+                        AddPushback(result.status(), context_);
                         Finish(call_.End(result.status()));
                       });
   }

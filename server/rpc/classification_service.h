@@ -13,10 +13,6 @@
 
 namespace pyramid {
 
-// The key of the trailing metadata that says when to come back, in milliseconds, with
-// RESOURCE_EXHAUSTED.
-inline constexpr char kPushbackKey[] = "grpc-retry-pushback-ms";
-
 class ClassificationService final : public v1::ClassificationService::CallbackService {
  public:
   // All must outlive the service. `max_message_bytes`: what the server was built with; ListModels

@@ -13,19 +13,41 @@
 #ifndef PYRAMID_SERVER_RPC_HANDLE_H_
 #define PYRAMID_SERVER_RPC_HANDLE_H_
 
+#include <chrono>
+#include <cstdint>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "grpcpp/server_context.h"
 #include "grpcpp/support/status.h"
 #include "proto/base/grpc_status.h"
 #include "proto/base/log.h"
 #include "server/metrics.h"
+#include "server/serving/pushback.h"
 
 namespace pyramid {
+
+// The key of the trailing metadata that says when to come back, in milliseconds, with
+// RESOURCE_EXHAUSTED.
+inline constexpr char kPushbackKey[] = "grpc-retry-pushback-ms";
+
+// The client's deadline; a client that sets none has the largest time there is.
+inline absl::Time DeadlineOf(const grpc::ServerContextBase& context) {
+  const auto deadline = context.deadline();
+  return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture()
+                                                                  : absl::FromChrono(deadline);
+}
+
+// Before the call is finished with `status`.
+inline void AddPushback(const absl::Status& status, grpc::ServerContextBase& context) {
+  const int64_t millis = PushbackMillis(status);
+  if (millis >= 0) context.AddTrailingMetadata(kPushbackKey, absl::StrCat(millis));
+}
 
 // One call in progress. Not thread-safe.
 class RpcCall {
