@@ -600,7 +600,6 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     const Tensor dout = Activation(grads[0], spec.ops.type);
     const Tensor dx = WithSlack(x.sizes(), spec.ops.type);
     const Packed back1 = PackTransposed(spec.ops, w1), back2 = PackTransposed(spec.ops, w2);
-    const Conv conv(spec, dw, db);
     const Tensor taps = Taps(dw);
 
     const int threads = ThreadsOf(spec.ops);
@@ -637,12 +636,8 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
       const char* map = Bytes(hidden) + run.first * tokens * wide * act;
       float* mean = scratch.FloatsAt(rank, stats);
       const NormView norm = View(gamma, beta, spec.shape.eps);
-      // fc2
-      conv.Forward(map, scratch.At(rank, gelu), run.count);
-      LinearGrad(t, dy, scratch.At(rank, gelu), rows, c, wide, parameters.At(rank, dw2),
-                 parameters.At(rank, db2));
+      // fc2's input, GELU and the depthwise convolution
       Linear(k, back2, dy, scratch.At(rank, dgelu), rows);
-      // GELU and the depthwise convolution
       t.dwconv_gelu_grad({.hidden = map,
                           .dout = scratch.At(rank, dgelu),
                           .weight = taps.const_data_ptr<float>(),
@@ -658,7 +653,11 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
                           .c_last = static_cast<int>(wide),
                           .c = static_cast<int>(wide),
                           .gelu = GeluOf(spec.shape.gelu_tanh),
-                          .relu = spec.shape.relu});
+                          .relu = spec.shape.relu,
+                          .gelu_out = scratch.At(rank, gelu)});
+      // fc2's parameters
+      LinearGrad(t, dy, scratch.At(rank, gelu), rows, c, wide, parameters.At(rank, dw2),
+                 parameters.At(rank, db2));
       // fc1
       Norm(t, norm, Bytes(x) + at, scratch.At(rank, normed), rows, c, mean, mean + rows);
       LinearGrad(t, scratch.At(rank, dhidden), scratch.At(rank, normed), rows, wide, c,

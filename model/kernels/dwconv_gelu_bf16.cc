@@ -8,13 +8,6 @@
 namespace pyramid::kernels::amx {
 namespace {
 
-// gelu(x) = max(x, 0) - m (1/2 - m p(m²)), m = min(|x|, 4): error at most 1.3e-4 (erf) and 7e-5
-// (tests/bench/fit_bf16.py); from 4 on 4 p is 1/2, so that large numbers come out as they are.
-constexpr float kErfGelu[] = {0.39818871f,     -0.0650675744f,   0.00904163718f,  -0.000883277855f,
-                              5.74628684e-05f, -2.31473246e-06f, 5.07091826e-08f, -4.40824849e-10f};
-constexpr float kTanhGelu[] = {0.398479313f,    -0.0658530071f,   0.00950894225f, -0.00100304163f,
-                               7.35213325e-05f, -3.49460606e-06f, 9.5722875e-08f, -1.13829701e-09f};
-
 template <const auto& kCoefficients>
 inline __m512 GeluOf(__m512 x) {
   const __m512 m = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(4.0f));

@@ -75,6 +75,9 @@ struct DwconvGeluGradParams {
   int c;
   Gelu gelu;
   bool relu = false;  // `hidden` is a ReLU's result: dhidden is the gradient in front of it
+  // [n, height, width, c]: what the forward pass gave, once more; null: not wanted. Costs a quarter
+  // of computing it apart.
+  void* gelu_out = nullptr;
 };
 
 struct GeluParams {

@@ -176,7 +176,7 @@ NormGrad<Round> NormGradOf(const std::vector<float>& in, const std::vector<float
 template <typename Round>
 struct DwconvGrad {
   using Real = Round::Real;
-  std::vector<Real> dhidden;
+  std::vector<Real> dhidden, gelu;
   Real dweight[9] = {};
   Real dbias = 0;
 };
@@ -206,6 +206,7 @@ DwconvGrad<Round> DwconvGradOf(const std::vector<float>& hidden, const std::vect
   every_pixel([&](int picture, int y, int x) {
     Real pre = bias;
     around(picture, y, x, [&](size_t at, int tap) { pre += Real{hidden[at]} * Real{weight[tap]}; });
+    all.gelu.push_back(round(kernels::GeluOf<Real>(round(pre), gelu)));
     const Real d = round(Real{dout[dpre.size()]} * GeluSlopeOf<Real>(round(pre), gelu));
     around(picture, y, x, [&](size_t at, int tap) { all.dweight[tap] += d * Real{hidden[at]}; });
     all.dbias += d;
@@ -678,27 +679,31 @@ TEST_P(TrainKernelsTest, LayerNormGradientMayBeWrittenOverItsOperands) {
 // Depthwise convolution and GELU
 
 struct DwconvRun {
-  std::vector<float> dhidden, dweight, dbias;
+  std::vector<float> dhidden, dweight, dbias, gelu;
 };
 // The channels in calls of at most `at_once`; `before`: what the gradients of parameters start
-// with.
+// with. Without `again` GELU's result isn't asked for.
 DwconvRun RunDwconv(const TrainKernels& table, const std::vector<float>& hidden,
                     const std::vector<float>& dout, const std::vector<float>& weight,
                     const std::vector<float>& bias, int n, int height, int width, Gelu gelu,
-                    int at_once, float before = 0, size_t offset = 0, bool relu = false) {
+                    int at_once, float before = 0, size_t offset = 0, bool relu = false,
+                    bool again = true) {
   const int c = static_cast<int>(bias.size());
   Activations hidden_memory(table, hidden, offset), dout_memory(table, dout, offset),
-      dhidden(table, static_cast<int64_t>(hidden.size()), offset);
+      dhidden(table, static_cast<int64_t>(hidden.size()), offset),
+      gelu_out(table, static_cast<int64_t>(hidden.size()), offset);
   Floats w(weight), b(bias), dweight(9 * c, before), dbias(c, before),
       scratch(static_cast<int64_t>(table.dwconv_grad_scratch_floats(width, c)), 1e30f);
   for (int channel = 0; channel < c; channel += at_once) {
     table.dwconv_gelu_grad({hidden_memory.get(), dout_memory.get(), w.get(), b.get(), dhidden.get(),
                             dweight.get(), dbias.get(), scratch.get(), n, height, width, channel,
-                            std::min(channel + at_once, c), c, gelu, relu});
+                            std::min(channel + at_once, c), c, gelu, relu,
+                            again ? gelu_out.get() : nullptr});
   }
-  EXPECT_TRUE(dhidden.OnlyValidWritten() && dweight.buffer.OnlyValidWritten() &&
-              dbias.buffer.OnlyValidWritten() && scratch.buffer.OnlyValidWritten());
-  return {dhidden.numbers(), dweight.numbers(), dbias.numbers()};
+  EXPECT_TRUE(dhidden.OnlyValidWritten() && gelu_out.OnlyValidWritten() &&
+              dweight.buffer.OnlyValidWritten() && dbias.buffer.OnlyValidWritten() &&
+              scratch.buffer.OnlyValidWritten());
+  return {dhidden.numbers(), dweight.numbers(), dbias.numbers(), gelu_out.numbers()};
 }
 
 void CheckDwconv(const TrainKernels& table, int n, int height, int width, int c, Gelu gelu,
@@ -712,7 +717,7 @@ void CheckDwconv(const TrainKernels& table, int n, int height, int width, int c,
   const auto weight = Numbers(9 * c, Values::kUnit, 3, 0.4f), bias = Numbers(c, Values::kUnit, 4);
   const DwconvRun run =
       RunDwconv(table, hidden, dout, weight, bias, n, height, width, gelu, c, 0, offset, relu);
-  Comparison dhidden, dweight, dbias;
+  Comparison dhidden, dweight, dbias, gelu_again;
   for (int sample = 0; sample < 6; ++sample) {
     const int channel = sample * (c - 1) / 5;
     std::vector<float> h, d, w;
@@ -725,6 +730,8 @@ void CheckDwconv(const TrainKernels& table, int n, int height, int width, int c,
     const auto exact = DwconvGradOf<Exact>(h, d, w.data(), b, n, height, width, gelu);
     const auto compare = [&](const auto& plain) {
       for (int64_t i = 0; i < pixels; ++i) {
+        gelu_again.Add(exact.gelu[static_cast<size_t>(i)], plain.gelu[static_cast<size_t>(i)],
+                       run.gelu[static_cast<size_t>(i * c + channel)]);
         if (relu && h[static_cast<size_t>(i)] == 0) {
           ASSERT_EQ(run.dhidden[static_cast<size_t>(i * c + channel)], 0);
           continue;
@@ -750,6 +757,7 @@ void CheckDwconv(const TrainKernels& table, int n, int height, int width, int c,
   dhidden.Check("dhidden " + what);
   dweight.Check("dweight " + what);
   dbias.Check("dbias " + what);
+  gelu_again.Check("GELU again " + what);
 }
 
 TEST_P(TrainKernelsTest, DwconvGeluGradientsAreAsExactAsThePlainOnes) {
@@ -787,6 +795,11 @@ TEST_P(TrainKernelsTest, DwconvGeluGradientsDontDependOnHowChannelsAreShared) {
   EXPECT_EQ(shared.dhidden, whole.dhidden);
   EXPECT_EQ(shared.dweight, whole.dweight);
   EXPECT_EQ(shared.dbias, whole.dbias);
+  EXPECT_EQ(shared.gelu, whole.gelu);
+  const DwconvRun without = RunDwconv(table(), hidden, dout, weight, bias, kN, kHeight, kWidth,
+                                      Gelu::kErf, kC, 0, 0, false, /*again=*/false);
+  EXPECT_EQ(without.dhidden, whole.dhidden);
+  EXPECT_EQ(without.dweight, whole.dweight);
   const DwconvRun added =
       RunDwconv(table(), hidden, dout, weight, bias, kN, kHeight, kWidth, Gelu::kErf, kC, 2.0f);
   for (size_t i = 0; i < whole.dweight.size(); ++i)
