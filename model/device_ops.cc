@@ -3,6 +3,8 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include "model/npu_attention.h"
+
 namespace pyramid {
 namespace {
 
@@ -32,6 +34,7 @@ bool Takes(torch::ScalarType type) {
 
 std::optional<Tensor> DeviceAttention(const Tensor& q, const Tensor& kv, int64_t heads,
                                       double scale) {
+  if (q.device().is_privateuseone()) return NpuAttention(q, kv, heads, scale);
   const int64_t depth = q.size(2) / heads;
   if ((depth != 32 && depth != 64) || kv.size(1) > kMostKeys || !Takes(q.scalar_type()) ||
       kv.scalar_type() != q.scalar_type()) {
@@ -68,6 +71,7 @@ std::optional<Tensor> DeviceLayerNorm(const Tensor& x, const Tensor& weight, con
 }
 
 bool HasDeviceOps(const torch::Device& device) {
+  if (device.is_privateuseone()) return HasNpuAttention();
   return Find<Tensor(const Tensor&, const Tensor&, int64_t, double)>("pyramid::attention", device)
       .has_value();
 }

@@ -1,5 +1,6 @@
-// Fused operations that a device plug-in brings along (libpyramid_cuda.so), found by name in
-// LibTorch's dispatcher, so that the network needs nothing of the plug-in to compile or to run.
+// Fused operations that a device plug-in brings along (libpyramid_cuda.so; of torch_npu the
+// attention, npu_attention.h), found by name in LibTorch's dispatcher, so that the network needs
+// nothing of the plug-in to compile or to run.
 //
 // Each gives nothing where no plug-in has it for the tensors' device, or the shapes or types are
 // none it takes: the caller computes in the plain way. Differentiable.
@@ -13,7 +14,7 @@
 namespace pyramid {
 
 // softmax(q·kᵀ·scale)·v per head. q [B, N, C]; kv [B, M, 2C], keys of all heads, then values of all
-// heads; M at most 256, C / heads 32 or 64 → [B, N, C].
+// heads → [B, N, C]. CUDA takes M up to 256 and C / heads 32 or 64.
 std::optional<torch::Tensor> DeviceAttention(const torch::Tensor& q, const torch::Tensor& kv,
                                              int64_t heads, double scale);
 
@@ -27,7 +28,7 @@ std::optional<torch::Tensor> DeviceDwconvGelu(const torch::Tensor& x, const torc
 std::optional<torch::Tensor> DeviceLayerNorm(const torch::Tensor& x, const torch::Tensor& weight,
                                              const torch::Tensor& bias, double eps);
 
-// Whether a plug-in has brought these for `device`.
+// Whether a plug-in has brought any of these for `device`.
 bool HasDeviceOps(const torch::Device& device);
 
 }  // namespace pyramid
