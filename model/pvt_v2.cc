@@ -486,6 +486,11 @@ FusedParameter Of(const nn::LayerNorm& layer) { return {layer->weight, layer->bi
 
 }  // namespace
 
+Tensor PvtV2Impl::FirstBlock(int stage, const Tensor& tokens, int64_t height, int64_t width) {
+  return parts_->stages.at(static_cast<size_t>(stage))
+      .blocks.front()(tokens, height, width, Tensor(), Tensor());
+}
+
 bool PvtV2Impl::Fuses(int64_t height, int64_t width) const {
   if (!parts_->fused.has_value()) return false;
   if (parts_->variant->linear) return kPooledSide * kPooledSide <= kernels::kMostKeys;

@@ -36,6 +36,22 @@ def row(torch, work, batch, contestants, budget):
     print(f"| {work} |" + "".join(f" {name} {batch / statistics.median(each):.0f} |" for name, each in times.items()), flush=True)
 
 
+def blocks(torch, variant, model, budget):
+    """The first block of each stage, alone: cuda_bench has ours."""
+    for index, stage in enumerate(model.stages):
+        side = 56 >> index
+        block = stage.blocks[0].eval()
+        compiled = torch.compile(block)
+        tokens = torch.randn(32, side * side, stage.norm.normalized_shape[0], device="cuda")
+
+        def infer(call, tokens=tokens, side=side):
+            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+                call(tokens, (side, side))
+
+        row(torch, f"timm {variant} block of stage {index + 1}, batch 32, bf16 autocast, pictures/s", 32,
+            {"eager": lambda: infer(block), "torch.compile": lambda: infer(compiled)}, budget)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -65,6 +81,7 @@ def main():
             row(torch, f"timm {variant} inference, batch {batch}, bf16 autocast, pictures/s", batch,
                 {"eager": lambda: infer(model), "torch.compile": lambda: infer(compiled), "torch.compile with graphs": lambda: infer(reduced)},
                 args.seconds)
+        blocks(torch, variant, model, args.seconds)
         labels = torch.arange(32, device="cuda")
 
         def step(network):

@@ -389,8 +389,8 @@ TEST(RecipeTest, TheQuickstartsRecipeParsesWithoutAWarning) {
   EXPECT_EQ(parsed.recipe.global_batch(), int64_t{2} * parsed.recipe.batch_size);
   const v1::Preprocessing p = EvalPreprocessingOf(parsed.recipe);
   EXPECT_EQ(p.channels(), 1);
-  EXPECT_EQ(p.pad().to(), 32);
-  EXPECT_EQ(p.crop(), 32);
+  EXPECT_EQ(p.resize().side(), 64);
+  EXPECT_EQ(p.crop(), 64);
   EXPECT_NEAR(p.mean(0), 0.2860, 1e-4);
   EXPECT_NEAR(p.std(0), 0.3530, 1e-4);
 }

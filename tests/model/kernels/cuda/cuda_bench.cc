@@ -239,6 +239,18 @@ void Networks(Table& table) {
           absl::StrFormat("%s inference, batch %d, bf16 autocast, pictures/s", variant, batch),
           batch, all);
     }
+    for (int stage = 0; stage < 4; ++stage) {
+      const int64_t side = 56 >> stage, c = FindVariant(variant)->dims[static_cast<size_t>(stage)];
+      const Tensor tokens = torch::randn({32, side * side, c}, OnCard(torch::kFloat32));
+      auto block = [&](PvtV2& network) {
+        const torch::NoGradGuard no_grad;
+        const Autocast autocast;
+        network->FirstBlock(stage, tokens, side, side);
+      };
+      table.Row(absl::StrFormat("%s block of stage %d, batch 32, bf16 autocast, pictures/s",
+                                variant, stage + 1),
+                32, {{"ours", [&] { block(ours); }}, {"eager", [&] { block(plain); }}});
+    }
     const Tensor pixels = torch::randn({32, 3, 224, 224}, OnCard(torch::kFloat32));
     const Tensor labels = torch::arange(32, OnCard(torch::kLong));
     auto step = [&](PvtV2& network) {
