@@ -21,6 +21,9 @@ struct FusedOps {
   const kernels::CpuKernels* forward = nullptr;
   const kernels::TrainKernels* train = nullptr;
   torch::ScalarType type = torch::kFloat32;  // of activations
+  // That share the work; 0: as many as LibTorch has. LibTorch's own spin for milliseconds after
+  // each operation, on cores that ours want: give it one and say here how many there are.
+  int threads = 0;
 };
 
 // For `dtype` "fp32" | "bf16" on this machine; PYRAMID_KERNELS forces a set. bf16 without AMX is

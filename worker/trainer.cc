@@ -99,7 +99,11 @@ absl::Status ClassifyTorch(const absl::Status& status) {
 }
 
 Trainer::Trainer(const Recipe& recipe, PvtV2 network, torch::Device device, Collective& collective)
-    : recipe_(recipe), network_(std::move(network)), device_(device), collective_(collective) {
+    : recipe_(recipe),
+      network_(std::move(network)),
+      device_(device),
+      collective_(collective),
+      threads_(at::get_num_threads()) {
   network_->Initialize(static_cast<uint64_t>(recipe.seed));
   network_->to(device_);
   if (recipe.mode == "G" && !device_.is_cpu() && HasDeviceOps(device_)) {
@@ -146,15 +150,17 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const Recipe& recipe,
 
 // Fused kernels where they fit; what doesn't is said once.
 void Trainer::Fuse() {
-  const absl::StatusOr<FusedOps> ops = ChooseFusedOps(recipe_.amp_level == "O0" ? "fp32" : "bf16");
+  absl::StatusOr<FusedOps> ops = ChooseFusedOps(recipe_.amp_level == "O0" ? "fp32" : "bf16");
   if (!ops.ok()) {
     log::Warning("plain_path", {{"why", ops.status().message()}});
     return;
   }
+  ops->threads = threads_;
   network_->Fuse(*ops);
   optimizer_->Fuse(*ops);
   fused_ = network_->Fuses(recipe_.image_resize, recipe_.image_resize);
   if (fused_) {
+    at::set_num_threads(1);
     path_ = absl::StrCat("fused ", ops->forward->name);
   } else {
     log::Info("plain_path", {{"model", recipe_.model},
@@ -303,16 +309,18 @@ absl::StatusOr<std::vector<float>> Trainer::Logits(std::span<const float> pixels
           if (packed->Takes(side, side)) {
             std::vector<float> logits(static_cast<size_t>(count) *
                                       network_->config().num_classes());
-            packed->Forward(pixels, count, side, side, at::get_num_threads(), logits);
+            packed->Forward(pixels, count, side, side, threads_, logits);
             return logits;
           }
         }
         const torch::InferenceMode inference;
+        if (fused_) at::set_num_threads(threads_);
         network_->eval();
         const torch::Tensor logits = network_->forward(PixelsOf(pixels, count, side, device_))
                                          .to(torch::kCPU, torch::kFloat)
                                          .contiguous();
         network_->train();
+        if (fused_) at::set_num_threads(1);
         const float* data = logits.const_data_ptr<float>();
         return std::vector<float>(data, data + logits.numel());
       });

@@ -101,6 +101,7 @@ class Trainer {
   PvtV2 network_;
   torch::Device device_;
   Collective& collective_;
+  const int threads_;  // LibTorch has one of its own while the fused path trains (FusedOps)
   std::unique_ptr<AdamW> optimizer_;
   std::string path_ = "plain";
   bool fused_ = false;
