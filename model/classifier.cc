@@ -19,6 +19,7 @@
 #include "model/preprocess.h"
 #include "model/pvt_v2.h"
 #include "model/tensors.h"
+#include "model/thread_limit.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
 
@@ -27,7 +28,7 @@ namespace {
 
 // OpenMP keeps its count per calling thread, so each Forward sets its own.
 void UseForwardThreads() {
-  const int threads = ForwardThreads();
+  const int threads = ThreadLimit::Of(ForwardThreads());
   if (at::get_num_threads() != threads) at::set_num_threads(threads);
 }
 
@@ -251,6 +252,10 @@ absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier,
     return absl::InternalError(absl::StrCat("self-test: the network gave ", answer.size(),
                                             " logits, not ", logits.numel()));
   }
+  result.height = static_cast<int>(pixels.size(2));
+  result.width = static_cast<int>(pixels.size(3));
+  result.pixels.assign(pixels.const_data_ptr<float>(),
+                       pixels.const_data_ptr<float>() + pixels.numel());
   const float* expected = logits.const_data_ptr<float>();
   for (size_t i = 0; i < answer.size(); ++i) {
     const double error = std::abs(double{answer[i]} - double{expected[i]});
@@ -266,6 +271,7 @@ absl::StatusOr<SelfTestResult> RunSelfTest(Classifier& classifier,
         "self-test: a logit of ", result.pictures, " stored pictures is off by ", result.max_error,
         ", allowed is ", result.tolerance, " (", options.dtype, " on ", options.device, ")"));
   }
+  result.logits = answer;
   return result;
 }
 

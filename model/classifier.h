@@ -70,6 +70,11 @@ struct SelfTestResult {
   double max_error = 0;  // of any logit
   double tolerance =
       0;  // absolute, of a logit: fp32 on the CPU 1e-4, on another device 1e-3; bf16 0.25
+  // What was asked and answered, for a comparison with another network.
+  int height = 0;
+  int width = 0;
+  std::vector<float> pixels = {};  // [pictures, in_channels, height, width]
+  std::vector<float> logits = {};  // [pictures, num_classes], of this classifier
 };
 
 // Runs the checkpoint's stored pictures and compares with the stored logits.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
+#include "model/thread_limit.h"
 
 namespace pyramid {
 namespace {
@@ -78,8 +79,9 @@ class Team {
   }
 
   void Run(int wanted, absl::FunctionRef<void(int, int)> fn) {
-    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (wanted <= 1 || !lock.owns_lock()) {
+    std::unique_lock<std::mutex> lock;
+    if (wanted > 1) lock = std::unique_lock<std::mutex>(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) {
       fn(0, 1);
       return;
     }
@@ -152,7 +154,7 @@ Share ShareOf(int64_t n, int64_t grain, int rank, int size) {
 
 void RunOnTeam(int wanted, absl::FunctionRef<void(int rank, int size)> fn) {
   static Team team;
-  team.Run(wanted, fn);
+  team.Run(ThreadLimit::Of(wanted), fn);
 }
 
 int UsableCores() {

@@ -55,8 +55,8 @@ class TeamMember {
 };
 
 // Calls fn(0), …, fn(n - 1) on threads of their own at the same time, 0 on the caller's; returns
-// when all are done. n is at most `wanted`, and 1 while another caller has the team. fn gets (rank,
-// n). fn must not throw and must not call this.
+// when all are done. n is at most `wanted` and the caller's ThreadLimit, and 1 while another caller
+// has the team. fn gets (rank, n). fn must not throw and must not call this.
 void RunOnTeam(int wanted, absl::FunctionRef<void(int rank, int size)> fn);
 
 // The machine's cores that this process may use.
