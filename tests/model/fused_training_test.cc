@@ -385,20 +385,17 @@ TEST(FusedTrainingTest, TheLinearVariantsFirstLossesAreThePlainOnes) {
   for (size_t i = 0; i < 3; ++i) EXPECT_NEAR(losses[i] / expected[i], 1, 1e-4) << i;
 }
 
-class Threads {
- public:
-  explicit Threads(int count) : before_(at::get_num_threads()) { at::set_num_threads(count); }
-  ~Threads() { at::set_num_threads(before_); }
-
- private:
-  const int before_;
-};
+// As ChooseFusedOps, for so many threads.
+FusedOps OpsFor(const char* dtype, int threads) {
+  FusedOps ops = *ChooseFusedOps(dtype);
+  ops.threads = threads;
+  return ops;
+}
 
 TEST(FusedTrainingTest, TheSameThreadsGiveTheSameBits) {
-  const Threads threads(2);
   for (const char* variant : {"pvt_v2_b0", "pvt_v2_b2_li"}) {
     for (const char* dtype : {"fp32", "bf16"}) {
-      ASSERT_OK_AND_ASSIGN(const FusedOps ops, ChooseFusedOps(dtype));
+      const FusedOps ops = OpsFor(dtype, 2);
       const Setting s{.variant = variant, .batch = 4, .height = 32, .width = 32, .drop_path = 0.2};
       const auto run = [&](std::vector<Tensor>& state) {
         PvtV2 network = Network(s);
@@ -429,14 +426,9 @@ TEST(FusedTrainingTest, TheSameThreadsGiveTheSameBits) {
 }
 
 TEST(FusedTrainingTest, ThreadsChangeNothingButTheOrderOfSums) {
-  ASSERT_OK_AND_ASSIGN(const FusedOps ops, ChooseFusedOps("fp32"));
   for (const char* variant : {"pvt_v2_b0", "pvt_v2_b2_li"}) {
     const Setting s{.variant = variant, .batch = 5, .drop_path = 0.2};
-    const auto with = [&](int count) {
-      const Threads threads(count);
-      return Fused(s, ops);
-    };
-    const Result one = with(1), three = with(3);
+    const Result one = Fused(s, OpsFor("fp32", 1)), three = Fused(s, OpsFor("fp32", 3));
     EXPECT_EQ(one.loss, three.loss);
     const Errors errors(three, one);
     EXPECT_LE(errors.largest(), 1e-4) << errors.where();
@@ -481,12 +473,10 @@ TEST(FusedAdamWTest, StepsEveryTensorAsLibTorchDoes) {
 }
 
 TEST(FusedAdamWTest, ThreadsChangeNoBit) {
-  ASSERT_OK_AND_ASSIGN(const FusedOps ops, ChooseFusedOps("fp32"));
   const auto with = [&](int count) {
-    const Threads threads(count);
     Optimized all = SomeTensors();
-    FusedAdamW(ops, {.step = 1, .learning_rate = 1e-2}, all.parameters, all.gradients, all.first,
-               all.second);
+    FusedAdamW(OpsFor("fp32", count), {.step = 1, .learning_rate = 1e-2}, all.parameters,
+               all.gradients, all.first, all.second);
     return all.parameters;
   };
   const std::vector<Tensor> one = with(1), three = with(3);

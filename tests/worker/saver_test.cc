@@ -63,7 +63,6 @@ TEST_F(SaverTest, AResumedRunGoesOnBitForBit) {
   } kRuns[] = {{"pvt_v2_b0", "O0", 32},
                {"pvt_v2_b0", "O0", 96},
                {"pvt_v2_b0", "O1", 32},
-               {"pvt_v2_b2_li", "O0", 32},
                {"pvt_v2_b2_li", "O1", 32}};
   for (const auto& [model, amp_level, side] : kRuns) {
     Recipe recipe = SmallRecipe(side);
