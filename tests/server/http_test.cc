@@ -204,7 +204,7 @@ TEST_F(HttpServerTest, OddRequestsAreRefused) {
   Start();
   httplib::Client client = Client();
   EXPECT_EQ(client.Delete("/p")->status, 405);
-  EXPECT_EQ(client.Get("/" + std::string(2000, 'a'))->status, 414);
+  EXPECT_EQ(client.Get(absl::StrCat("/", std::string(2000, 'a')))->status, 414);
   const httplib::MultipartFormDataItems form = {{"file", "x", "cat.jpg", "image/jpeg"}};
   EXPECT_EQ(client.Post("/p", form)->status, 415);
   const int fd = Connect();

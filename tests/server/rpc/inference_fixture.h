@@ -40,7 +40,9 @@ inline std::vector<std::string> TextsOf(const std::string& raw) {
   std::vector<std::string> texts;
   const auto elements = SplitBytesElements(raw);
   EXPECT_OK(elements.status());
-  if (elements.ok()) texts.assign(elements->begin(), elements->end());
+  if (elements.ok()) {
+    for (const absl::string_view element : *elements) texts.emplace_back(element);
+  }
   return texts;
 }
 

@@ -122,9 +122,9 @@ TEST(ParseInferBodyTest, CountsAndDepthAreBounded) {
   }
   EXPECT_THAT(Parse(absl::StrCat(R"({"parameters":{)", parameters, "}}")),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("64 parameters")));
-  EXPECT_THAT(Parse(R"({"inputs":[{"data":)" + std::string(100'000, '[')),
+  EXPECT_THAT(Parse(absl::StrCat(R"({"inputs":[{"data":)", std::string(100'000, '['))),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("32 deep")));
-  EXPECT_THAT(Parse(R"({"x":)" + std::string(100'000, '[')),
+  EXPECT_THAT(Parse(absl::StrCat(R"({"x":)", std::string(100'000, '['))),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("32 deep")));
 }
 
