@@ -35,6 +35,8 @@ void AddClassifyCommand(CommandLine line);
 void AddValidateCommand(CommandLine line);
 void AddInspectCommand(CommandLine line);
 void AddConvertCommand(CommandLine line);
+// `bench` is one of those below; `serve` runs here.
+void AddBenchServeCommand(CommandLine line, CLI::App& bench);
 // train, bench, data: run as pyramid-worker, which has their flags and help.
 void AddWorkerCommands(CommandLine line);
 
@@ -46,7 +48,7 @@ int WatchJobToItsEnd(Environment& environment, const std::string& job_id, bool j
 void AddServerFlag(CLI::App& command, Environment& environment);
 
 // If `arguments` (without the program's name) are for pyramid-worker, those to give it: train,
-// bench and data with all that follows, validate with a recipe or a checkpoint. Otherwise empty.
+// bench (but not bench serve) and data with all that follows, validate with a recipe or a checkpoint. Otherwise empty.
 std::vector<std::string> WorkerArguments(const std::vector<std::string>& arguments);
 
 }  // namespace pyramid

@@ -125,6 +125,11 @@ std::shared_ptr<v1::ClassificationService::Stub> Connection::classification() co
   return classification_;
 }
 
+std::shared_ptr<grpc::Channel> Connection::channel() const {
+  absl::MutexLock lock(&mutex_);
+  return channel_;
+}
+
 ServerAddress Connection::address() const {
   absl::MutexLock lock(&mutex_);
   return address_;

@@ -40,6 +40,7 @@ class Connection {
 
   std::shared_ptr<v1::TrainingService::Stub> training() const;
   std::shared_ptr<v1::ClassificationService::Stub> classification() const;
+  std::shared_ptr<grpc::Channel> channel() const;
   ServerAddress address() const;
 
   // Looks again where the server is (it may have restarted on another port). True if it moved.

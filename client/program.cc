@@ -35,7 +35,10 @@ std::string UnknownCommand(const std::vector<std::string>& arguments,
 
 int Usage(const Environment& environment, const CLI::App& app, absl::string_view message) {
   std::string command = "pyramid";
-  for (const CLI::App* sub : app.get_subcommands()) absl::StrAppend(&command, " ", sub->get_name());
+  for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    at = at->get_subcommands().front();
+    absl::StrAppend(&command, " ", at->get_name());
+  }
   return Fail(environment, UsageError(absl::StrCat(message, " (see ", command, " --help)")));
 }
 

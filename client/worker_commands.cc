@@ -25,7 +25,10 @@ void AddForHelp(CommandLine line, const std::string& name, const std::string& de
 
 void AddWorkerCommands(CommandLine line) {
   AddForHelp(line, "train", "Train here and now, without a server: train -c RECIPE");
-  AddForHelp(line, "bench", "Measure images/s on this machine: bench model|train");
+  CLI::App* bench = line.app.add_subcommand(
+      "bench", "Measure: bench model|train images/s on this machine, bench serve a server");
+  bench->require_subcommand(1);
+  AddBenchServeCommand(line, *bench);
   AddForHelp(line, "data", "Write out or check data: data export|verify");
 }
 
@@ -37,6 +40,7 @@ std::vector<std::string> WorkerArguments(const std::vector<std::string>& argumen
   if (at >= arguments.size()) return {};
   const std::vector<std::string> rest(arguments.begin() + static_cast<std::ptrdiff_t>(at),
                                       arguments.end());
+  if (rest[0] == "bench" && rest.size() > 1 && rest[1] == "serve") return {};
   if (rest[0] == "train" || rest[0] == "bench" || rest[0] == "data") return rest;
   if (rest[0] == "validate" && std::any_of(rest.begin() + 1, rest.end(), NamesRecipeOrCheckpoint)) {
     return rest;
