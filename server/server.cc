@@ -27,6 +27,10 @@
 #include "server/http.h"
 #include "server/metrics.h"
 #include "server/rpc/classification_service.h"
+#include "server/rpc/inference_service.h"
+#include "server/rpc/model_service.h"
+#include "server/rpc/open_inference.h"
+#include "server/rpc/rest_v2.h"
 #include "server/rpc/training_service.h"
 #include "server/rpc/worker_service.h"
 #include "server/serving/classify.h"
@@ -117,14 +121,29 @@ JobManager::Options ManagerOptions(const ServerConfig& config) {
   return options;
 }
 
+// Instances share the cores unless somebody says otherwise: so many times all threads is how
+// servers collapse.
+int ForwardThreads(const ServerConfig::Serving& serving) {
+  if (serving.forward_threads > 0 || serving.instances == 1) return serving.forward_threads;
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return std::max(1, cores / serving.instances);
+}
+
 ModelRegistry::Options RegistryOptions(const ServerConfig& config) {
   ModelRegistry::Options options;
   options.folder = config.data / "models";
   options.device = config.serving.device;
-  options.forward_threads = config.serving.forward_threads;
+  options.forward_threads = ForwardThreads(config.serving);
+  options.load_threads = config.promotion.load_threads;
+  options.gates = {.min_top1 = config.promotion.min_top1,
+                   .max_latency = config.promotion.max_latency,
+                   .latency_batch = config.promotion.latency_batch,
+                   .min_agreement = config.promotion.min_agreement,
+                   .require_self_test = config.promotion.require_self_test};
   options.batching.max_batch = config.serving.max_batch;
   options.batching.max_delay = config.serving.max_delay;
   options.batching.max_queue = config.serving.max_queue;
+  options.batching.device = std::make_shared<DeviceTurns>(config.serving.instances);
   return options;
 }
 
@@ -159,6 +178,10 @@ struct Server::Parts {
   LocalLauncher launcher;
   std::unique_ptr<JobManager> manager;
   std::unique_ptr<ClassificationService> classification;
+  std::unique_ptr<OpenInference> open_inference;
+  std::unique_ptr<InferenceService> inference;
+  std::unique_ptr<RestV2> rest;
+  std::unique_ptr<ModelService> models;
   std::unique_ptr<TrainingService> training;
   std::unique_ptr<WorkerService> worker;
   std::unique_ptr<grpc::Server> grpc;
@@ -179,14 +202,8 @@ struct Server::Parts {
 absl::StatusOr<v1::PromoteCheckpointResponse> Server::Parts::Promote(
     const std::filesystem::path& checkpoint, const v1::PromoteCheckpointRequest& request) {
   ASSIGN_OR_RETURN(const ModelRegistry::Promoted promoted,
-                   registry->Promote(checkpoint, request.model(), request.dtype()));
-  v1::PromoteCheckpointResponse response;
-  response.set_model(request.model());
-  response.set_version(promoted.version);
-  response.set_digest(promoted.digest);
-  response.set_existed(promoted.existed);
-  for (const std::string& gate : promoted.gates) response.add_gates(gate);
-  return response;
+                   registry->Promote(checkpoint, request.model(), PromotionOf(request)));
+  return ResponseOf(request, promoted);
 }
 
 absl::Status Server::Parts::ListenGrpc() {
@@ -203,6 +220,8 @@ absl::Status Server::Parts::ListenGrpc() {
   builder.AddListeningPort(absl::StrCat(HostForUrl(config.host), ":", config.grpc_port),
                            grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(classification.get());
+  builder.RegisterService(inference.get());
+  builder.RegisterService(models.get());
   builder.RegisterService(training.get());
   builder.RegisterService(worker.get());
   grpc = builder.BuildAndStart();
@@ -215,6 +234,7 @@ absl::Status Server::Parts::ListenGrpc() {
   grpc_address = absl::StrCat(HostForUrl(config.host), ":", port);
   grpc::HealthCheckServiceInterface* health = grpc->GetHealthCheckService();
   health->SetServingStatus("pyramid.v1.ClassificationService", true);
+  health->SetServingStatus(inference::GRPCInferenceService::service_full_name(), true);
   health->SetServingStatus("pyramid.v1.TrainingService", true);
   return absl::OkStatus();
 }
@@ -263,6 +283,15 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
       std::make_unique<ClassifyPipeline>(PipelineOptions(absolute), *p.registry, p.metrics);
   p.classification = std::make_unique<ClassificationService>(*p.pipeline, *p.registry, p.metrics,
                                                              absolute.serving.max_message_bytes);
+  p.models = std::make_unique<ModelService>(*p.registry, p.metrics);
+  p.open_inference = std::make_unique<OpenInference>(
+      OpenInference::Options{.server_version = PYRAMID_VERSION,
+                             .device = absolute.serving.device,
+                             .batching = RegistryOptions(absolute).batching,
+                             .ready = [&p] { return p.ready.load(); }},
+      *p.pipeline, *p.registry);
+  p.inference = std::make_unique<InferenceService>(*p.open_inference, p.metrics);
+  p.rest = std::make_unique<RestV2>(*p.open_inference);
 
   // Training.
   ASSIGN_OR_RETURN(p.manager, JobManager::Create(ManagerOptions(absolute), p.launcher, p.metrics));
@@ -276,8 +305,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
 
   // Ports.
   RETURN_IF_ERROR(p.ListenGrpc());
-  ASSIGN_OR_RETURN(p.http, HttpServer::Start(absolute.host, absolute.http_port,
-                                             [&p] { return p.ready.load(); }));
+  ASSIGN_OR_RETURN(p.http,
+                   HttpServer::Start({.host = absolute.host,
+                                      .port = absolute.http_port,
+                                      .max_body_bytes = absolute.serving.max_message_bytes,
+                                      .ready = [&p] { return p.ready.load(); },
+                                      .answer = [&p](RestRequest& r) { return p.rest->Answer(r); }}));
   RETURN_IF_ERROR(p.ListenMetrics());
   RETURN_IF_ERROR(p.Announce());
   p.manager->Start();

@@ -29,6 +29,8 @@ TEST(ServerConfigTest, ShippedFileStatesTheDefaults) {
   EXPECT_EQ(config.drain_timeout, defaults.drain_timeout);
   EXPECT_EQ(config.serving.max_delay, defaults.serving.max_delay);
   EXPECT_EQ(config.serving.max_queue, defaults.serving.max_queue);
+  EXPECT_EQ(config.serving.instances, defaults.serving.instances);
+  EXPECT_EQ(config.serving.forward_threads, defaults.serving.forward_threads);
   EXPECT_EQ(config.serving.max_pictures, defaults.serving.max_pictures);
   EXPECT_EQ(config.serving.max_message_bytes, defaults.serving.max_message_bytes);
   EXPECT_EQ(config.serving.max_picture_bytes, defaults.serving.max_picture_bytes);
@@ -64,6 +66,9 @@ TEST(ServerConfigTest, BadValuesNameFieldValueAndLimit) {
   EXPECT_THAT(ParseServerConfig("serving: {max_batch: 0}"),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("server.serving.max_batch is 0; use 1..1024")));
+  EXPECT_THAT(ParseServerConfig("serving: {instances: 0}"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("server.serving.instances is 0; use 1..64")));
   EXPECT_THAT(ParseServerConfig("serving: {max_picture_side: 65536}"),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("server.serving.max_picture_side is 65536; use 1..65535")));
