@@ -42,6 +42,7 @@ struct ServerConfig {
     int64_t max_picture_pixels = 50'000'000;
     int max_picture_side = 32'768;
     int64_t max_pixels_per_byte = 2000;  // of pictures over a megapixel: a guard against bombs
+    bool refuse_non_finite = true;       // tensors with NaN or infinity; else they are answered
   } serving;
 
   // What a promotion must show, where the request for it doesn't say. 0, false: not asked for.

@@ -50,6 +50,9 @@ class ClassifyPipeline {
     int decode_threads = 2;
     int decode_queue = 512;  // pictures waiting to be decoded
     DecodeLimits decode;
+    // Floats that aren't finite: InvalidArgument, or they go through the network and what comes out
+    // is the answer (its probabilities are meaningless).
+    bool refuse_non_finite = true;
   };
   using Done = absl::AnyInvocable<void(absl::StatusOr<v1::ClassifyResponse>) &&>;
 

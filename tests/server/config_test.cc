@@ -37,6 +37,7 @@ TEST(ServerConfigTest, ShippedFileStatesTheDefaults) {
   EXPECT_EQ(config.serving.max_picture_pixels, defaults.serving.max_picture_pixels);
   EXPECT_EQ(config.serving.max_picture_side, defaults.serving.max_picture_side);
   EXPECT_EQ(config.serving.max_pixels_per_byte, defaults.serving.max_pixels_per_byte);
+  EXPECT_EQ(config.serving.refuse_non_finite, defaults.serving.refuse_non_finite);
   EXPECT_EQ(config.training.lost_after, defaults.training.lost_after);
   EXPECT_EQ(config.training.reattach_window, defaults.training.reattach_window);
   EXPECT_EQ(config.training.worker_program, "");

@@ -461,6 +461,24 @@ TEST_F(ClassifyTest, ABadRequestNeverFailsItsBatchMates) {
   EXPECT_THAT(network_.batches(), ElementsAre(3)) << "good, half, other";
 }
 
+TEST_F(ClassifyTest, NonFiniteTensorsAreAnsweredIfTheServerIsToldTo) {
+  Make({.refuse_non_finite = false});
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    v1::ClassifyRequest request = TensorRequest(1, 32, 32, 1024);
+    request.mutable_pictures(0)->mutable_tensor()->set_values(7, bad);
+    request.set_return_logits(true);
+    auto pending = Send(std::move(request));
+    pending->answered.WaitForNotification();
+    ASSERT_OK(pending->result.status());
+    const v1::PictureResult& result = pending->result->results(0);
+    EXPECT_EQ(result.code(), 0);
+    ASSERT_EQ(result.logits_size(), 3);
+    EXPECT_FALSE(std::isfinite(result.logits(0)));
+    EXPECT_EQ(result.predictions_size(), 3);
+  }
+}
+
 // They take a second together, one after the other; the small one overtakes them, and the network
 // waits for neither.
 TEST_F(ClassifyTest, A40MegapixelPictureHoldsNobodyUp) {
