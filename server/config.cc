@@ -46,6 +46,7 @@ void VisitConfig(ServerConfig& c, Visitor&& visit) {
   visit("serving", "max_picture_pixels", c.serving.max_picture_pixels);
   visit("serving", "max_picture_side", c.serving.max_picture_side);
   visit("serving", "max_pixels_per_byte", c.serving.max_pixels_per_byte);
+  visit("serving", "refuse_non_finite", c.serving.refuse_non_finite);
   visit("promotion", "min_top1", c.promotion.min_top1);
   visit("promotion", "max_latency", c.promotion.max_latency);
   visit("promotion", "latency_batch", c.promotion.latency_batch);
@@ -234,7 +235,7 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
   RETURN_IF_ERROR(InRange("server.connections.keepalive_timeout", n.keepalive_timeout,
                           absl::Milliseconds(100), absl::Hours(1)));
   RETURN_IF_ERROR(InRange("server.connections.max_age", n.max_age, absl::ZeroDuration(),
-                          absl::Hours(24 * 365)));
+                          absl::Hours(24 * 24)));
   RETURN_IF_ERROR(InRange("server.connections.max_age_grace", n.max_age_grace,
                           absl::ZeroDuration(), absl::Hours(24)));
   RETURN_IF_ERROR(InRange<int64_t>("server.connections.memory_bytes", n.memory_bytes,
