@@ -62,10 +62,7 @@ class PackedClassifier : public Classifier {
     if (!network->Takes(height, width)) return ForwardPlain(pixels, batch, height, width);
     std::vector<float> logits(size_t{1} * batch * manifest_.network().num_classes());
     network->Forward(pixels, batch, height, width, ForwardThreads(), logits);
-    if (UsesFp16(*network) && !AllFinite(logits) && AllFinite(pixels)) {
-      ASSIGN_OR_RETURN(network, WithoutFp16());
-      network->Forward(pixels, batch, height, width, ForwardThreads(), logits);
-    }
+    if (UsesFp16(*network)) RETURN_IF_ERROR(MendOverflows(pixels, batch, height, width, logits));
     return logits;
   }
 
@@ -98,18 +95,54 @@ class PackedClassifier : public Classifier {
     return network_;
   }
 
+  // Pictures that have finite pixels and got a logit that isn't are computed again in f32
+  // arithmetic; the others keep their answers. That is how it stays if a picture's pixels could
+  // come from a file: of others one caller could slow down all the rest.
+  absl::Status MendOverflows(std::span<const float> pixels, int batch, int height, int width,
+                             std::span<float> logits) {
+    const size_t each = pixels.size() / static_cast<size_t>(batch);
+    const size_t classes = logits.size() / static_cast<size_t>(batch);
+    for (size_t i = 0; i < static_cast<size_t>(batch); ++i) {
+      const std::span<float> answer = logits.subspan(i * classes, classes);
+      const std::span<const float> picture = pixels.subspan(i * each, each);
+      if (AllFinite(answer) || !AllFinite(picture)) continue;
+      ASSIGN_OR_RETURN(const std::shared_ptr<const PackedNetwork> network, WithoutFp16());
+      network->Forward(picture, 1, height, width, ForwardThreads(), answer);
+      if (CouldBeAFile(picture)) UseFromNowOn(network);
+    }
+    return absl::OkStatus();
+  }
+
+  bool CouldBeAFile(std::span<const float> picture) const {
+    const v1::Preprocessing& p = manifest_.preprocessing();
+    float largest = 2;  // as ExtremePictures has without a mean
+    for (int i = 0; i < std::min(p.mean_size(), p.std_size()); ++i) {
+      const double ends[] = {-p.mean(i) / p.std(i), (1 - p.mean(i)) / p.std(i)};
+      for (const double end : ends) largest = std::max(largest, static_cast<float>(std::abs(end)));
+    }
+    return std::all_of(picture.begin(), picture.end(),
+                       [&](float v) { return std::abs(v) <= 1.01f * largest; });
+  }
+
   absl::StatusOr<std::shared_ptr<const PackedNetwork>> WithoutFp16() {
     const std::lock_guard<std::mutex> lock(mutex_);
 #if defined(__x86_64__)
-    if (UsesFp16(*network_)) {
-      log::Warning("fp16_overflow",
-                   {{"variant", manifest_.network().variant()},
-                    {"digest", manifest_.digest()},
-                    {"now", "f32 arithmetic between the layers, about a third slower"}});
-      ASSIGN_OR_RETURN(network_, Pack(*weights_, kernels::kAmxF32MathKernels));
+    if (without_fp16_ == nullptr) {
+      ASSIGN_OR_RETURN(without_fp16_, Pack(*weights_, kernels::kAmxF32MathKernels));
     }
 #endif
-    return network_;
+    return without_fp16_;
+  }
+
+  void UseFromNowOn(std::shared_ptr<const PackedNetwork> network) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (network_ == network) return;
+    log::Warning("fp16_overflow", {{"variant", manifest_.network().variant()},
+                                   {"digest", manifest_.digest()},
+                                   {"now",
+                                    "f32 arithmetic between the layers, about a third "
+                                    "slower"}});
+    network_ = std::move(network);
   }
 
   absl::StatusOr<std::vector<float>> ForwardPlain(std::span<const float> pixels, int batch,
@@ -132,7 +165,8 @@ class PackedClassifier : public Classifier {
   const bool bf16_;
   const MakePlain make_plain_;
   mutable std::mutex mutex_;
-  std::shared_ptr<const PackedNetwork> network_;  // by mutex_
+  std::shared_ptr<const PackedNetwork> network_;       // by mutex_
+  std::shared_ptr<const PackedNetwork> without_fp16_;  // by mutex_; null: not needed so far
   std::mutex plain_mutex_;
   std::unique_ptr<Classifier> plain_;  // by plain_mutex_
 };

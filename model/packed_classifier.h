@@ -21,8 +21,9 @@ absl::Status CheckPixels(const v1::NetworkConfig& network, size_t floats, int ba
 // that inputs with too many keys go to; it is called once, when the first of them comes.
 //
 // fp16 between the layers of an MLP can overflow where bf16 doesn't. Made-up pictures, saturated
-// ones among them, are tried at loading, and each answer is looked at: at the first number that
-// isn't finite, f32 arithmetic takes over for good, and a warning says so.
+// ones among them, are tried at loading, and each answer is looked at: a picture with a logit that
+// isn't finite is computed again in f32 arithmetic. If its pixels are such as a file can have, f32
+// arithmetic takes over for good, and a warning says so.
 //   InvalidArgument, FailedPrecondition  as ChooseCpuKernels; and what Weights::Read returns
 absl::StatusOr<std::unique_ptr<Classifier>> MakePackedClassifier(
     std::unique_ptr<Weights> weights, const ClassifierOptions& options,

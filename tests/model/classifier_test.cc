@@ -162,6 +162,24 @@ TEST_F(ClassifierTest, Fp16OverflowBelowHandsOverToo) {
   for (const float logit : logits) EXPECT_TRUE(std::isfinite(logit));
 }
 
+// Otherwise one caller could slow down all the others, and change the last digits of their answers.
+TEST_F(ClassifierTest, NumbersThatNoFileHasChangeNothingForOthers) {
+  Write();
+  ASSERT_OK_AND_ASSIGN(const auto classifier, Load("bf16"));
+  const std::string path = classifier->path();
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected,
+                       classifier->Forward(pixels_, 2, kSide, kSide));
+  for (const float huge : {1e6f, 1e36f}) {
+    std::vector<float> three(pixels_);
+    three.insert(three.end(), kSide * kSide, huge);
+    ASSERT_OK_AND_ASSIGN(const std::vector<float> logits,
+                         classifier->Forward(three, 3, kSide, kSide));
+    EXPECT_EQ(std::vector<float>(logits.begin(), logits.begin() + 2 * kClasses), expected);
+    EXPECT_EQ(classifier->path(), path);
+  }
+  EXPECT_EQ(classifier->Forward(pixels_, 2, kSide, kSide).value(), expected);
+}
+
 TEST_F(ClassifierTest, ThePlainPathAnswersAsTheNetworkDoes) {
   Write();
   options_.plain = true;
