@@ -18,7 +18,7 @@ struct ServerConfig {
   std::filesystem::path data = "data";  // jobs, models, database, server.json
   std::string host = "127.0.0.1";       // address to listen on
   int grpc_port = 8001;                 // 0: a free one
-  int http_port = 8000;                 // health
+  int http_port = 8000;                 // REST, health
   int metrics_port = 8002;              // Prometheus
   bool reflection = true;               // grpc.reflection
   std::string metrics_host = "127.0.0.1";  // of the metrics port, which has neither TLS nor keys

@@ -14,6 +14,7 @@ import formula
 import pyramid
 
 _grpc = None  # of the server that runs
+_starts = 0
 
 
 def pictures(batch, height, width):
@@ -32,8 +33,9 @@ def _weights():
 @contextlib.contextmanager
 def running(*flags):
     """The server's gRPC and HTTP addresses."""
-    global _grpc
-    data = pyramid.path("data")
+    global _grpc, _starts
+    _starts += 1
+    data = pyramid.path(f"data{_starts}")
     os.makedirs(os.path.join(data, "models", "pvt"))
     pyramid.convert(_weights(), os.path.join(data, "models", "pvt", "1"))
     program = os.path.join(os.path.dirname(pyramid.PROGRAM), "pyramid-server")

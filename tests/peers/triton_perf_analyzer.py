@@ -1,4 +1,5 @@
-"""Triton's load tool against our server, unchanged: gRPC and HTTP, synchronous and asynchronous, with the server's statistics.
+"""Triton's load tool against our server, unchanged: gRPC and HTTP, synchronous and asynchronous, with the server's statistics. It fills floats with
+random bits, NaN among them, so the server is told to answer those (serving.refuse_non_finite: false); once it sends zeros to one that isn't.
 
 Its wheel needs glibc 2.38; where it doesn't install nothing is run, and the output says so. PYRAMID_PERF_ANALYZER=FILE is the program itself."""
 import csv
@@ -55,9 +56,14 @@ def main():
     tool = program()
     if tool is None:
         return
-    with server.running() as (grpc_address, http_address):
+    config = pyramid.path("server.yaml")
+    with open(config, "w") as file:
+        file.write("serving: {refuse_non_finite: false}\n")
+    with server.running("--config", config) as (grpc_address, http_address):
         for name, flags in RUNS.items():
             run(tool, name, flags, grpc_address if "grpc" in name else http_address)
+    with server.running() as (grpc_address, _):
+        run(tool, "grpc, zeros to a server as it comes", ["-i", "grpc", "--concurrency-range", "2", "--input-data", "zero"], grpc_address)
     pyramid.finish()
 
 
