@@ -1,9 +1,13 @@
 #include "server/serving/work_pool.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
+#include <cerrno>
 #include <limits>
 #include <utility>
 
@@ -16,15 +20,27 @@ namespace {
 
 constexpr absl::Duration kPushback = absl::Milliseconds(100);
 
+// Linux has a nice value a thread. If it can't be set, the thread only takes a fuller share.
+void StandBack(int steps) {
+  const auto thread = static_cast<id_t>(syscall(SYS_gettid));
+  errno = 0;
+  const int nice = getpriority(PRIO_PROCESS, thread);
+  if (errno == 0) setpriority(PRIO_PROCESS, thread, nice + steps);
+}
+
 }  // namespace
 
-WorkPool::WorkPool(std::string name, int threads, int max_queue)
-    : name_(std::move(name)), max_queue_(max_queue), most_large_(std::max(1, threads - 1)) {
+WorkPool::WorkPool(std::string name, int threads, int max_queue, int nice)
+    : name_(std::move(name)),
+      max_queue_(max_queue),
+      nice_(nice),
+      most_large_(std::max(1, threads - 1)) {
   assert(threads > 0);
   threads_.reserve(static_cast<size_t>(threads));
   for (int i = 0; i < threads; ++i) {
     threads_.emplace_back([this] {
       pthread_setname_np(pthread_self(), name_.c_str());
+      if (nice_ > 0) StandBack(nice_);
       Run();
     });
   }

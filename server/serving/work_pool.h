@@ -26,8 +26,9 @@ class WorkPool {
   enum class Size { kUsual, kLarge };
 
   // `name`: of the threads, at most 15 characters, and in messages. `max_queue`: tasks waiting,
-  // those that run not counted.
-  WorkPool(std::string name, int threads, int max_queue);
+  // those that run not counted. `nice`: how many steps the threads stand back behind the others of
+  // this process, 0..19.
+  WorkPool(std::string name, int threads, int max_queue, int nice = 0);
   ~WorkPool();  // carries out what waits
   WorkPool(const WorkPool&) = delete;
   WorkPool& operator=(const WorkPool&) = delete;
@@ -50,6 +51,7 @@ class WorkPool {
 
   const std::string name_;
   const int max_queue_;
+  const int nice_;
   const int most_large_;  // running at a time
   mutable absl::Mutex mutex_;
   std::array<Tasks, 2> tasks_ ABSL_GUARDED_BY(mutex_);  // by Size

@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <utility>
@@ -56,6 +58,21 @@ TEST(WorkPoolTest, TakesAllTasksOrNone) {
     go_on.Notify();
   }
   EXPECT_EQ(done.load(), 4);
+}
+
+TEST(WorkPoolTest, ThreadsStandBackAsFarAsAsked) {
+  const auto nice_in = [](int steps) {
+    int nice = -100;
+    {
+      WorkPool pool("test", 1, 1, steps);
+      std::vector<WorkPool::Task> tasks;
+      tasks.emplace_back([&nice] { nice = getpriority(PRIO_PROCESS, 0); });
+      EXPECT_OK(pool.Post(std::move(tasks)));
+    }
+    return nice;
+  };
+  const int own = nice_in(0);
+  EXPECT_EQ(nice_in(3), std::min(19, own + 3));
 }
 
 // One thread that is kept busy until Go, so that tasks wait.
