@@ -127,7 +127,7 @@ void AwaitOneVersion(const Cluster& cluster) {
 
 std::string TrainTwoCheckpoints(Cluster& cluster) {
   const std::string recipe = cluster.SmallRecipe(
-      "epoch_size: 2\nckpt_save_interval: 1\nkeep_checkpoint_max: 5\nnum_samples: 320\n");
+      "epoch_size: 2\nckpt_save_interval: 1\nkeep_checkpoint_max: 5\nnum_samples: 96\n");
   EXPECT_TRUE(WriteFileAtomically(cluster.folder() / "recipe.yaml", recipe).ok());
   const std::string id = cluster.Submit(recipe);
   const v1::Job job = cluster.WaitForEnd(id);
