@@ -200,7 +200,7 @@ const Bad kBad[] = {
      [](Request& r) { r.mutable_inputs(0)->mutable_contents()->add_fp32_contents(1); },
      "are both there"},
     {"NoData", [](Request& r) { r.clear_raw_input_contents(); }, "there are 0 bytes of data"},
-    {"ExtraRaw", [](Request& r) { r.add_raw_input_contents("x"); },
+    {"ExtraRaw", [](Request& r) { r.add_raw_input_contents(); },
      "raw_input_contents has 2 entries for 1 input"},
     {"TypedTooShort",
      [](Request& r) {
