@@ -31,6 +31,8 @@ void AddCancelCommand(CommandLine line);
 void AddSaveCommand(CommandLine line);
 void AddPromoteCommand(CommandLine line);
 void AddModelsCommand(CommandLine line);
+// alias, traffic, rollback, load, unload.
+void AddLifecycleCommands(CommandLine line);
 void AddClassifyCommand(CommandLine line);
 void AddValidateCommand(CommandLine line);
 void AddInspectCommand(CommandLine line);

@@ -112,6 +112,7 @@ void Connection::Connect(ServerAddress address) {
       grpc::CreateCustomChannel(address.target, grpc::InsecureChannelCredentials(), arguments);
   training_ = v1::TrainingService::NewStub(channel_);
   classification_ = v1::ClassificationService::NewStub(channel_);
+  models_ = v1::ModelService::NewStub(channel_);
   address_ = std::move(address);
 }
 
@@ -128,6 +129,11 @@ std::shared_ptr<v1::ClassificationService::Stub> Connection::classification() co
 std::shared_ptr<grpc::Channel> Connection::channel() const {
   absl::MutexLock lock(&mutex_);
   return channel_;
+}
+
+std::shared_ptr<v1::ModelService::Stub> Connection::models() const {
+  absl::MutexLock lock(&mutex_);
+  return models_;
 }
 
 ServerAddress Connection::address() const {

@@ -16,6 +16,7 @@
 #include "client/environment.h"
 #include "proto/base/status.h"
 #include "proto/classification.grpc.pb.h"
+#include "proto/lifecycle.grpc.pb.h"
 #include "proto/training.grpc.pb.h"
 
 namespace pyramid {
@@ -40,6 +41,7 @@ class Connection {
 
   std::shared_ptr<v1::TrainingService::Stub> training() const;
   std::shared_ptr<v1::ClassificationService::Stub> classification() const;
+  std::shared_ptr<v1::ModelService::Stub> models() const;
   std::shared_ptr<grpc::Channel> channel() const;
   ServerAddress address() const;
 
@@ -61,6 +63,7 @@ class Connection {
   std::shared_ptr<grpc::Channel> channel_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<v1::TrainingService::Stub> training_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<v1::ClassificationService::Stub> classification_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<v1::ModelService::Stub> models_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Most calls answer at once; those that read data or load a network take longer.
@@ -82,6 +85,21 @@ absl::StatusOr<Response> CallTraining(const Environment& environment,
   SetDeadline(context, timeout);
   Response response;
   const grpc::Status status = (connection->training().get()->*method)(&context, request, &response);
+  if (!status.ok()) return connection->ToStatus(status);
+  return response;
+}
+
+// The same for ModelService.
+template <typename Request, typename Response>
+absl::StatusOr<Response> CallModels(
+    const Environment& environment,
+    grpc::Status (v1::ModelService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+    const Request& request, absl::Duration timeout = kCallTimeout) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection, Connection::Open(environment));
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  Response response;
+  const grpc::Status status = (connection->models().get()->*method)(&context, request, &response);
   if (!status.ok()) return connection->ToStatus(status);
   return response;
 }

@@ -23,6 +23,7 @@ struct Environment {
   std::filesystem::path folder;  // relative paths start here
   std::string server_flag;       // --server; empty: not given
   std::string server_variable;   // PYRAMID_SERVER; empty: not set
+  std::string user;              // "name@machine", for the record of what is changed; may be empty
 
   // Both null: this build has no LibTorch.
   ClassifierLoader load_classifier;

@@ -75,6 +75,7 @@ int RunProgram(const std::vector<std::string>& arguments, Environment& environme
   AddCancelCommand(line);
   AddPromoteCommand(line);
   AddModelsCommand(line);
+  AddLifecycleCommands(line);
   AddClassifyCommand(line);
   AddValidateCommand(line);
   AddWorkerCommands(line);
