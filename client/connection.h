@@ -25,6 +25,7 @@ struct ServerAddress {
   std::string target;  // "127.0.0.1:8001"
   std::string
       source;  // who said so: "--server", "PYRAMID_SERVER", "data/server.json", "the default"
+  std::string server_file;  // the text of the server.json that named it; empty: none did
 };
 
 // --server, then PYRAMID_SERVER (either HOST:PORT or a server.json), then data/server.json, then
@@ -36,7 +37,8 @@ absl::StatusOr<ServerAddress> ResolveServer(const Environment& environment);
 // Thread-safe. Nothing is sent before the first call.
 class Connection {
  public:
-  // `environment` must outlive the connection. Errors as ResolveServer.
+  // `environment` must outlive the connection. Errors as ResolveServer; NotFound,
+  // PermissionDenied, InvalidArgument: a key or a file of TLS can't be read or used.
   static absl::StatusOr<std::unique_ptr<Connection>> Open(const Environment& environment);
 
   std::shared_ptr<v1::TrainingService::Stub> training() const;
@@ -48,14 +50,14 @@ class Connection {
   // Looks again where the server is (it may have restarted on another port). True if it moved.
   bool Refresh();
 
-  // A call's result. Unavailable says which server can't be reached and how to name another; a
-  // deadline that passed without a connection is Unavailable too. Everything else keeps its code
-  // and message.
+  // A call's result. Unauthenticated and PermissionDenied say how to give another key. Unavailable
+  // says which server can't be reached and how to name another; a deadline that passed without a
+  // connection is Unavailable too. Everything else keeps its code and message.
   absl::Status ToStatus(const grpc::Status& status) const;
 
  private:
   explicit Connection(const Environment& environment) : environment_(environment) {}
-  void Connect(ServerAddress address) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Connect(ServerAddress address) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Environment& environment_;
   mutable absl::Mutex mutex_;

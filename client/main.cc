@@ -45,6 +45,10 @@ int main(int argc, char** argv) try {
   environment.columns = Columns();
   environment.folder = std::filesystem::current_path(error);
   environment.server_variable = Variable("PYRAMID_SERVER");
+  environment.variables.key = Variable("PYRAMID_KEY");
+  environment.variables.tls_ca = Variable("PYRAMID_TLS_CA");
+  environment.variables.tls_cert = Variable("PYRAMID_TLS_CERT");
+  environment.variables.tls_key = Variable("PYRAMID_TLS_KEY");
   environment.user = User();
 #ifdef PYRAMID_WITH_TORCH
   environment.load_classifier = pyramid::LoadClassifier;

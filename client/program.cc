@@ -18,13 +18,14 @@ constexpr absl::string_view kFooter =
     "The server: --server HOST:PORT (or a server.json), else PYRAMID_SERVER, else "
     "data/server.json, "
     "else 127.0.0.1:8001.\n"
+    "A server with keys: --key KEY or @FILE, else PYRAMID_KEY.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 server unreachable.";
 
 // The command's name if it is none of ours; empty otherwise.
 std::string UnknownCommand(const std::vector<std::string>& arguments,
                            const std::vector<std::string>& known) {
   for (size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i] == "--server") {
+    if (ServerFlagTakesWord(arguments[i])) {
       ++i;
     } else if (!absl::StartsWith(arguments[i], "-")) {
       return std::find(known.begin(), known.end(), arguments[i]) == known.end() ? arguments[i] : "";
@@ -81,6 +82,7 @@ int RunProgram(const std::vector<std::string>& arguments, Environment& environme
   AddWorkerCommands(line);
   AddInspectCommand(line);
   AddConvertCommand(line);
+  AddKeyCommand(line);
 
   std::vector<std::string> known;
   for (const CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {

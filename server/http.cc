@@ -21,6 +21,7 @@
 namespace pyramid {
 namespace {
 
+constexpr char kLaterType[] = "x-type-of-content";  // never sent
 constexpr int kBacklog = 512;             // the library's 5 makes a burst of connections wait
 constexpr size_t kMaxPath = 1024;         // bytes
 constexpr time_t kKeepAliveSeconds = 10;  // between requests
@@ -77,9 +78,12 @@ class ConnectionThreads final : public httplib::TaskQueue {
   std::vector<std::thread> threads_;  // by the library's listening thread alone
 };
 
-class Listener final : public httplib::Server {
+// The library's server for HTTP or HTTPS.
+template <typename Base>
+class Listener final : public Base {
  public:
-  void Deepen() { ::listen(svr_sock_, kBacklog); }
+  using Base::Base;
+  void Deepen() { ::listen(this->svr_sock_, kBacklog); }
 };
 
 // Requests between their first line and the end of their answer. A connection is served by one
@@ -130,7 +134,17 @@ void Send(RestReply reply, httplib::Response& response) {
   response.status = reply.status;
   for (auto& [name, value] : reply.headers) response.set_header(name.c_str(), value);
   response.body = std::move(reply.body);
-  response.set_header("Content-Type", reply.content_type);
+  response.set_header(kLaterType, reply.content_type);
+}
+
+// The library compresses what it knows by its type, and clients that offer to take that may not:
+// tritonclient's asyncio client doesn't. So the type comes after it has decided.
+void SetType(httplib::Response& response) {
+  if (!response.has_header(kLaterType)) return;
+  const std::string type = response.get_header_value(kLaterType);
+  response.headers.erase(kLaterType);
+  response.headers.erase("Content-Type");
+  response.set_header("Content-Type", type);
 }
 
 // Where the request's body wasn't read to its end the connection can't be used any more. The
@@ -140,7 +154,7 @@ void SendAndClose(RestReply reply, httplib::Response& response) {
   reply.body.clear();
   const std::string type = reply.content_type;
   Send(std::move(reply), response);
-  response.headers.erase("Content-Type");
+  response.headers.erase(kLaterType);
   response.set_header("Connection", "close");
   response.set_content_provider(body.size(), type,
                                 [body](size_t offset, size_t length, httplib::DataSink& sink) {
@@ -155,12 +169,18 @@ struct HttpServer::State {
   explicit State(Options server_options) : options(std::move(server_options)) {}
 
   const Options options;
-  Listener server;
+  std::unique_ptr<httplib::Server> server;
+  std::function<void()> deepen;  // its Listener's
   std::atomic<int64_t> body_bytes{0};
   InProgress in_progress;
   int port = 0;
   std::thread thread;
 
+  void MakeServer();
+  // What the guard does at the beginning and the end of a request, and to the text of an error.
+  void Begin(const httplib::Request& http, httplib::Response& response) const;
+  RestReply ForClient(RestReply reply) const;
+  void Log(const httplib::Request& http, const httplib::Response& response) const;
   void Answer(const httplib::Request& http, httplib::Response& response,
               const httplib::ContentReader* reader);
   RestReply ReadBody(const httplib::ContentReader& reader, BodyRoom& room, std::string& body,
@@ -169,6 +189,50 @@ struct HttpServer::State {
   // their time limit. It sends nothing on a connection that can't be read any more.
   void EndIdleConnections() const;
 };
+
+// Of the request that this thread serves.
+thread_local HttpGuard::Call t_call;
+
+void HttpServer::State::MakeServer() {
+  if (options.tls == nullptr) {
+    auto plain = std::make_unique<Listener<httplib::Server>>();
+    deepen = [raw = plain.get()] { raw->Deepen(); };
+    server = std::move(plain);
+    return;
+  }
+  auto tls = std::make_unique<Listener<httplib::SSLServer>>([this](SSL_CTX& context) {
+    ServeCertificates(context, *options.tls);
+    return true;
+  });
+  deepen = [raw = tls.get()] { raw->Deepen(); };
+  server = std::move(tls);
+}
+
+void HttpServer::State::Begin(const httplib::Request& http, httplib::Response& response) const {
+  if (options.guard == nullptr) return;
+  t_call =
+      options.guard->Begin(http.get_header_value(kRequestId), http.get_header_value(kTraceparent));
+  response.set_header(kRequestId, t_call.request_id);
+  response.set_header(kTraceparent, t_call.trace.Header());
+}
+
+RestReply HttpServer::State::ForClient(RestReply reply) const {
+  if (options.guard == nullptr || reply.status < 400) return reply;
+  if (reply.status >= 500) t_call.error = reply.body;
+  reply.body = options.guard->Public(reply.body);
+  return reply;
+}
+
+void HttpServer::State::Log(const httplib::Request& http, const httplib::Response& response) const {
+  if (options.guard == nullptr) return;
+  const std::string authorization = http.get_header_value("authorization");
+  const std::string api_key = http.get_header_value("x-api-key");
+  options.guard->Log(t_call, {.method = http.method,
+                              .path = http.path,
+                              .status = response.status,
+                              .peer = absl::StrCat(http.remote_addr, ":", http.remote_port),
+                              .credentials = {.authorization = authorization, .api_key = api_key}});
+}
 
 // An error if the body isn't there as a whole; status 200 otherwise.
 RestReply HttpServer::State::ReadBody(const httplib::ContentReader& reader, BodyRoom& room,
@@ -206,7 +270,7 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
   // Without either header there is no body, and the library would wait for the connection's end.
   const bool has_body = http.has_header("Content-Length") || http.has_header("Transfer-Encoding");
   if (reader != nullptr && has_body) {
-    if (!admitted.ok()) return SendAndClose(ErrorReply(admitted), response);
+    if (!admitted.ok()) return SendAndClose(ForClient(ErrorReply(admitted)), response);
     if (http.is_multipart_form_data()) {
       return SendAndClose(
           {.status = 415, .body = ErrorJson("send the body as it is, not as a form")}, response);
@@ -221,9 +285,9 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
       return SendAndClose(std::move(unread), response);
     }
     request.body = body;
-    return Send(options.answer(request), response);
+    return Send(ForClient(options.answer(request)), response);
   }
-  Send(admitted.ok() ? options.answer(request) : ErrorReply(admitted), response);
+  Send(ForClient(admitted.ok() ? options.answer(request) : ErrorReply(admitted)), response);
 }
 
 void HttpServer::State::EndIdleConnections() const {
@@ -245,7 +309,9 @@ void HttpServer::State::EndIdleConnections() const {
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
   auto state = std::make_unique<State>(std::move(options));
   State* const raw = state.get();
-  Listener& server = raw->server;
+  raw->MakeServer();
+  httplib::Server& server = *raw->server;
+  if (!server.is_valid()) return absl::InternalError("OpenSSL can't serve HTTPS");
   server.new_task_queue = [raw] { return new ConnectionThreads(raw->options.max_connections); };
   // The library's default also sets SO_REUSEPORT, which would let two servers share a port
   // unnoticed.
@@ -276,12 +342,16 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
     if (!response.body.empty() || response.content_length_ > 0) return;
     Send({.status = response.status, .body = ErrorJson("the request can't be answered")}, response);
   }));
-  server.set_logger([raw](const httplib::Request&, const httplib::Response&) {
+  server.set_post_routing_handler(
+      [](const httplib::Request&, httplib::Response& response) { SetType(response); });
+  server.set_logger([raw](const httplib::Request& request, const httplib::Response& response) {
     raw->in_progress.End();  // it has been sent
+    raw->Log(request, response);
   });
   server.set_pre_routing_handler([raw](const httplib::Request& request,
                                        httplib::Response& response) {
     raw->in_progress.Begin();
+    raw->Begin(request, response);
     if (request.path.size() <= kMaxPath && (request.method == "GET" || request.method == "POST")) {
       return httplib::Server::HandlerResponse::Unhandled;
     }
@@ -319,8 +389,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
                      " for HTTP: the port is in use or the address isn't this machine's; "
                      "choose another with --http-port"));
   }
-  server.Deepen();
-  raw->thread = std::thread([raw] { raw->server.listen_after_bind(); });
+  raw->deepen();
+  raw->thread = std::thread([raw] { raw->server->listen_after_bind(); });
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(state)));
 }
 
@@ -328,8 +398,8 @@ HttpServer::HttpServer(std::unique_ptr<State> state) : state_(std::move(state)) 
 
 HttpServer::~HttpServer() {
   // stop() before the loop has begun would be lost.
-  while (!state_->server.is_running()) std::this_thread::yield();
-  state_->server.stop();
+  while (!state_->server->is_running()) std::this_thread::yield();
+  state_->server->stop();
   state_->in_progress.AwaitNone();
   state_->EndIdleConnections();
   state_->thread.join();

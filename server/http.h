@@ -14,6 +14,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/rpc/rest_v2.h"
+#include "server/security/http_guard.h"
+#include "server/security/tls_files.h"
 
 namespace pyramid {
 
@@ -29,6 +31,10 @@ class HttpServer {
     // Asked before the body is read (which request.body isn't yet); an error is the answer.
     absl::AnyInvocable<absl::Status(const RestRequest& request) const> admit =
         [](const RestRequest&) { return absl::OkStatus(); };
+    // Request ids, traces, texts for clients, the log; null: none of them. It and `tls` must
+    // outlive the server.
+    const HttpGuard* guard = nullptr;
+    TlsFiles* tls = nullptr;  // null: plain HTTP
     // Answers everything but health.
     absl::AnyInvocable<RestReply(RestRequest& request) const> answer;
   };

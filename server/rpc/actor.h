@@ -6,19 +6,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "grpcpp/server_context.h"
+#include "server/security/grpc_credentials.h"
 
 namespace pyramid {
 
-// The name that the call proved (its certificate's, or what an authentication put into the auth
-// context as peer identity), with what the caller says of himself behind it; that alone if it
-// proved none.
+// The name that the call proved (its key's or its certificate's), with what the caller says of
+// himself behind it; that alone if it proved none.
 inline std::string ActorOf(const grpc::ServerContextBase& context, absl::string_view claimed) {
-  const auto auth = context.auth_context();
-  if (auth == nullptr || !auth->IsPeerAuthenticated()) return std::string(claimed);
-  const auto identity = auth->GetPeerIdentity();
-  if (identity.empty()) return std::string(claimed);
-  const std::string proved(identity.front().data(), identity.front().size());
+  const std::string proved = CallerName(context);
+  if (proved.empty()) return std::string(claimed);
   return claimed.empty() ? proved : absl::StrCat(proved, " (", claimed, ")");
 }
 

@@ -26,8 +26,8 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/status.h"
 #include "proto/base/grpc_status.h"
-#include "proto/base/log.h"
 #include "server/metrics.h"
+#include "server/security/trace.h"
 #include "server/serving/pushback.h"
 
 namespace pyramid {
@@ -49,6 +49,12 @@ inline void AddPushback(const absl::Status& status, grpc::ServerContextBase& con
   if (millis >= 0) context.AddTrailingMetadata(kPushbackKey, absl::StrCat(millis));
 }
 
+// An id that the request itself holds is the call's, in the log and in the trailing metadata.
+inline void AddRequestId(absl::string_view id, grpc::ServerContextBase& context) {
+  if (!id.empty() && RequestIdFrom(id) == id)
+    context.AddTrailingMetadata(kRequestId, std::string(id));
+}
+
 // One call in progress. Not thread-safe.
 class RpcCall {
  public:
@@ -56,17 +62,10 @@ class RpcCall {
   RpcCall(Metrics& metrics, absl::string_view service, absl::string_view method)
       : metrics_(metrics), service_(service), method_(method), started_(absl::Now()) {}
 
-  // Counts the call and gives the status to finish it with. Once. What points at us or at a broken
-  // store goes to the log as well.
+  // Counts the call and gives the status to finish it with. Once. server/security/call_log.h writes
+  // the log.
   grpc::Status End(const absl::Status& status) {
     metrics_.CountRpc(service_, method_, status.code(), absl::Now() - started_);
-    if (status.code() == absl::StatusCode::kInternal ||
-        status.code() == absl::StatusCode::kUnknown ||
-        status.code() == absl::StatusCode::kDataLoss) {
-      log::Error("rpc_failed", {{"method", method_},
-                                {"code", GrpcCodeName(status.code())},
-                                {"error", status.message()}});
-    }
     return ToGrpc(status);
   }
 

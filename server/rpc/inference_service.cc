@@ -7,6 +7,7 @@
 #include "proto/base/status.h"
 #include "server/rpc/actor.h"
 #include "server/rpc/handle.h"
+#include "server/security/grpc_credentials.h"
 
 namespace pyramid {
 namespace {
@@ -20,9 +21,17 @@ class InferReactor final : public grpc::ServerUnaryReactor {
                Metrics& metrics)
       : context_(context), response_(response), call_(metrics, ServiceName(), "ModelInfer") {}
 
-  void Run(const OpenInference& protocol, const inference::ModelInferRequest& request) {
+  void Run(const OpenInference& protocol, const inference::ModelInferRequest& request,
+           const RateGate* rates) {
+    AddRequestId(request.id(), context_);
+    OpenInference::Caller caller{.deadline = DeadlineOf(context_), .cancelled = cancelled_};
+    if (rates != nullptr) {
+      caller.charge = [this, rates, &request](int pictures) {
+        return rates->Pass(CredentialsOf(context_), request.model_name(), pictures);
+      };
+    }
     // Nothing of this object may be touched after Finish, which may come before Infer returns.
-    protocol.Infer(request, {.deadline = DeadlineOf(context_), .cancelled = cancelled_},
+    protocol.Infer(request, std::move(caller),
                    [this](absl::StatusOr<inference::ModelInferResponse> answer) {
                      if (answer.ok()) response_ = *std::move(answer);
                      AddPushback(answer.status(), context_);
@@ -46,7 +55,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelInfer(grpc::CallbackServerConte
                                                        const inference::ModelInferRequest* request,
                                                        inference::ModelInferResponse* response) {
   auto* reactor = new InferReactor(*context, *response, metrics_);  // deletes itself in OnDone
-  reactor->Run(protocol_, *request);
+  reactor->Run(protocol_, *request, rates_);
   return reactor;
 }
 

@@ -8,6 +8,7 @@
 #include "proto/open_inference.grpc.pb.h"
 #include "server/metrics.h"
 #include "server/rpc/open_inference.h"
+#include "server/rpc/rate_gate.h"
 
 namespace pyramid {
 
@@ -15,9 +16,9 @@ class InferenceService final
     : public inference::GRPCInferenceService::WithCallbackMethod_ModelInfer<
           inference::GRPCInferenceService::Service> {
  public:
-  // Both must outlive it.
-  InferenceService(OpenInference& protocol, Metrics& metrics)
-      : protocol_(protocol), metrics_(metrics) {}
+  // All must outlive it. `rates` null: no limits.
+  InferenceService(OpenInference& protocol, Metrics& metrics, const RateGate* rates = nullptr)
+      : protocol_(protocol), metrics_(metrics), rates_(rates) {}
 
   grpc::ServerUnaryReactor* ModelInfer(grpc::CallbackServerContext* context,
                                        const inference::ModelInferRequest* request,
@@ -55,6 +56,7 @@ class InferenceService final
  private:
   OpenInference& protocol_;
   Metrics& metrics_;
+  const RateGate* const rates_;
 };
 
 }  // namespace pyramid

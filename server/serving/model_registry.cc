@@ -78,7 +78,8 @@ ModelRegistry::ModelRegistry(Options options, ClassifierLoader loader, SelfTest 
       self_test_(std::move(self_test)),
       metrics_(metrics),
       clock_(clock),
-      reaper_(std::make_shared<VersionReaper>()) {}
+      reaper_(std::make_shared<VersionReaper>()),
+      beside_(options_.load_threads) {}
 
 ModelRegistry::~ModelRegistry() {
   Models models;
@@ -361,6 +362,16 @@ std::vector<v1::ModelVersion> ModelRegistry::List() const {
     }
   }
   return list;
+}
+
+std::map<std::string, bool> ModelRegistry::Readiness() const {
+  absl::MutexLock lock(&mutex_);
+  std::map<std::string, bool> ready;
+  for (const auto& [name, model] : models_) {
+    ready[name] = !model.state.unloaded() &&
+                  model.loaded.count(VersionOfAlias(model.state, kStableAlias)) > 0;
+  }
+  return ready;
 }
 
 absl::StatusOr<v1::ModelState> ModelRegistry::CopyState(absl::string_view name) const {

@@ -31,6 +31,7 @@
 #include "server/metrics.h"
 #include "server/serving/batcher.h"
 #include "server/serving/gates.h"
+#include "server/serving/loading.h"
 #include "server/serving/model_version.h"
 #include "server/serving/route.h"
 
@@ -101,6 +102,10 @@ class ModelRegistry {
 
   // Every usable version on disk, by name, then number.
   std::vector<v1::ModelVersion> List() const;
+
+  // Each model's name, and whether it answers requests that name it alone now. Costs next to
+  // nothing.
+  std::map<std::string, bool> Readiness() const;
 
   // Aliases and traffic. NotFound.
   absl::StatusOr<v1::ModelState> StateOf(absl::string_view name) const;
@@ -216,6 +221,7 @@ class ModelRegistry {
   Metrics& metrics_;
   Clock& clock_;
   const std::shared_ptr<VersionReaper> reaper_;
+  BesideServing beside_;
 
   mutable absl::Mutex mutex_;  // never held while loading
   Models models_ ABSL_GUARDED_BY(mutex_);
