@@ -48,8 +48,8 @@ class PvtV2Impl : public torch::nn::Module {
   void Fuse(const FusedOps& ops);
   // From now on forward uses what a device plug-in brings along (device_ops.h) where it fits.
   void UseDeviceOps();
-  // The first block of `stage` (0 to 3) alone, for measurements: tokens [B, height * width, C of the
-  // stage] → the same shape. Not fused on the CPU.
+  // The first block of `stage` (0 to 3) alone, for measurements: tokens [B, height * width, C of
+  // the stage] → the same shape. Not fused on the CPU.
   torch::Tensor FirstBlock(int stage, const torch::Tensor& tokens, int64_t height, int64_t width);
   // Does forward fuse pictures of this size (on the CPU, f32)?
   bool Fuses(int64_t height, int64_t width) const;
