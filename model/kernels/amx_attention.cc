@@ -42,37 +42,6 @@ inline int Blocks(int keys) { return (keys + kBlock - 1) / kBlock; }
 
 // ------------------------------------------------------------------------------------- packing
 
-// 16 x 16 double words.
-inline void Transpose(__m512i (&x)[16]) {
-  __m512i y[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-    y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
-  // x[4 g + c], lane l, holds column 4 l + c of rows 4 g to 4 g + 3.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i a = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x88);
-    const __m512i b = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xdd);
-    const __m512i d = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x88);
-    const __m512i e = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0xdd);
-    y[c] = _mm512_shuffle_i32x4(a, d, 0x88);
-    y[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
-    y[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
-    y[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) x[i] = y[i];
-}
-
 // Packed: [block][step of d][two tiles of keys], a tile [d / 2][16 keys][2]; then v,
 // [block][d / 16], a tile [16 keys][16 of d][key j and 16 + j]. Of a thin block the second tile of
 // keys is one key, [d / 2][2].

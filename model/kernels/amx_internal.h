@@ -115,6 +115,49 @@ template <int kSum, int kA, int kB>
                                                 -0.00100304163f, 7.35213325e-05f, -3.49460606e-06f,
                                                 9.5722875e-08f,  -1.13829701e-09f};
 
+template <const auto& kCoefficients>
+[[maybe_unused]] inline __m512 GeluOf(__m512 x) {
+  const __m512 m = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(4.0f));
+  const __m512 t = _mm512_mul_ps(m, m);
+  __m512 p = _mm512_set1_ps(kCoefficients[7]);
+#pragma GCC unroll 7
+  for (int i = 6; i >= 0; --i) p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(kCoefficients[i]));
+  const __m512 missing = _mm512_fnmadd_ps(m, p, _mm512_set1_ps(0.5f));
+  // max keeps its second operand if one is NaN.
+  return _mm512_fnmadd_ps(m, missing, _mm512_max_ps(_mm512_setzero_ps(), x));
+}
+
+// 16 x 16 double words, transposed.
+[[maybe_unused]] inline void Transpose(__m512i (&x)[16]) {
+  __m512i y[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+    y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+  }
+  // x[4 g + c], lane l, holds column 4 l + c of rows 4 g to 4 g + 3.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x88);
+    const __m512i b = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xdd);
+    const __m512i d = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x88);
+    const __m512i e = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0xdd);
+    y[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    y[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+    y[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    y[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) x[i] = y[i];
+}
+
 }  // namespace
 }  // namespace pyramid::kernels::amx
 

@@ -422,35 +422,6 @@ void Run(const LinearParams& p, Kind hidden) {
 
 // --- Packing: one tile, outputs [output, output + 16) and inputs [input, input + 32) ---
 
-// The dwords of 16 rows, transposed.
-inline void Transpose(__m512i (&rows)[16]) {
-  __m512i pairs[16], fours[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
-    fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
-    fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
-    fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
-  }
-  // fours[4 i + j]: of rows 4 i to 4 i + 3 the columns j, 4 + j, 8 + j, 12 + j.
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i upper_even = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0x88);
-    const __m512i upper_odd = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0xdd);
-    const __m512i lower_even = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0x88);
-    const __m512i lower_odd = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0xdd);
-    rows[j] = _mm512_shuffle_i32x4(upper_even, lower_even, 0x88);
-    rows[4 + j] = _mm512_shuffle_i32x4(upper_odd, lower_odd, 0x88);
-    rows[8 + j] = _mm512_shuffle_i32x4(upper_even, lower_even, 0xdd);
-    rows[12 + j] = _mm512_shuffle_i32x4(upper_odd, lower_odd, 0xdd);
-  }
-}
-
 // An output's inputs lie beside each other.
 void PackRows(const PackLinearParams& p, int64_t output, int64_t input, uint16_t* to) {
   const __m512 scale = _mm512_set1_ps(p.scale);

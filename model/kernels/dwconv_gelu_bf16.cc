@@ -8,18 +8,6 @@
 namespace pyramid::kernels::amx {
 namespace {
 
-template <const auto& kCoefficients>
-inline __m512 GeluOf(__m512 x) {
-  const __m512 m = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(4.0f));
-  const __m512 t = _mm512_mul_ps(m, m);
-  __m512 p = _mm512_set1_ps(kCoefficients[7]);
-#pragma GCC unroll 7
-  for (int i = 6; i >= 0; --i) p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(kCoefficients[i]));
-  const __m512 missing = _mm512_fnmadd_ps(m, p, _mm512_set1_ps(0.5f));
-  // max keeps its second operand if one is NaN.
-  return _mm512_fnmadd_ps(m, missing, _mm512_max_ps(_mm512_setzero_ps(), x));
-}
-
 // One column of kRows output rows, 32 channels; kLeft, kRight: there are columns on these sides.
 template <int kRows, bool kLeft, bool kRight, const auto& kGelu>
 inline void Column(const uint16_t* const* rows, int64_t at, const float* weight, int64_t c,

@@ -14,14 +14,14 @@
 #include "absl/strings/str_cat.h"
 #include "model/pvt_v2.h"
 #include "model/recipe.h"
-#include "tests/testing/formula.h"
+#include "tests/testing/formula_network.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
 namespace {
 
-using ::pyramid::testing::FormulaImage;
-using ::pyramid::testing::FormulaParameter;
+using ::pyramid::testing::FormulaPictures;
+using ::pyramid::testing::SetFormulaWeights;
 using torch::Tensor;
 
 struct Setting {
@@ -48,10 +48,9 @@ PvtV2 Network(const Setting& s) {
   config.set_in_channels(s.channels);
   *config.mutable_numerics() = NumericsOf(s.origin);
   PvtV2 network = *MakePvtV2(config, s.drop_path);
+  SetFormulaWeights(network);
   const torch::NoGradGuard no_grad;
   for (auto& item : network->named_parameters()) {
-    std::vector<float> values = FormulaParameter(item.key(), item.value().sizes().vec());
-    item.value().copy_(torch::from_blob(values.data(), item.value().sizes(), torch::kFloat32));
     if (s.settled && absl::EndsWith(item.key(), "fc1.bias")) {
       item.value().view({-1, 2}).select(1, 0).add_(6);
       item.value().view({-1, 2}).select(1, 1).sub_(6);
@@ -63,9 +62,7 @@ PvtV2 Network(const Setting& s) {
 }
 
 Tensor Pictures(const Setting& s) {
-  std::vector<float> values = FormulaImage(s.batch, s.channels, s.height, s.width);
-  return torch::from_blob(values.data(), {s.batch, s.channels, s.height, s.width}, torch::kFloat32)
-      .clone();
+  return FormulaPictures(s.batch, s.channels, s.height, s.width);
 }
 
 struct Result {
@@ -212,13 +209,7 @@ TEST(FusedTrainingTest, TheFirstLossesAreTimms) {
   config.set_in_channels(3);
   *config.mutable_numerics() = NumericsOf("timm");
   PvtV2 network = *MakePvtV2(config);
-  {
-    const torch::NoGradGuard no_grad;
-    for (auto& item : network->named_parameters()) {
-      std::vector<float> values = FormulaParameter(item.key(), item.value().sizes().vec());
-      item.value().copy_(torch::from_blob(values.data(), item.value().sizes(), torch::kFloat32));
-    }
-  }
+  SetFormulaWeights(network);
   network->train();
   network->Fuse(ops);
   torch::optim::AdamW optimizer(network->parameters(),

@@ -20,16 +20,16 @@
 #include "model/pvt_v2.h"
 #include "model/recipe.h"
 #include "tests/testing/fake_npu.h"
-#include "tests/testing/formula.h"
+#include "tests/testing/formula_network.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
 namespace {
 
 using testing::FakeFusionAttention;
-using testing::FormulaImage;
-using testing::FormulaParameter;
+using testing::FormulaPictures;
 using testing::NpuSchemas;
+using testing::SetFormulaWeights;
 using torch::Tensor;
 
 class NpuAttentionTest : public ::testing::Test {
@@ -228,21 +228,14 @@ PvtV2 Network(const std::string& origin, const torch::Device& device, bool devic
   config.set_in_channels(3);
   *config.mutable_numerics() = NumericsOf(origin);
   PvtV2 network = *MakePvtV2(config, 0.1);
-  const torch::NoGradGuard no_grad;
-  for (auto& item : network->named_parameters()) {
-    std::vector<float> values = FormulaParameter(item.key(), item.value().sizes().vec());
-    item.value().copy_(torch::from_blob(values.data(), item.value().sizes(), torch::kFloat32));
-  }
+  SetFormulaWeights(network);
   network->to(device);
   network->set_drop_path_key({.seed = 7, .step = 3, .first = 0});
   if (device_ops) network->UseDeviceOps();
   return network;
 }
 
-Tensor Pictures() {
-  std::vector<float> values = FormulaImage(2, 3, kSide, kSide);
-  return torch::from_blob(values.data(), {2, 3, kSide, kSide}, torch::kFloat32).clone();
-}
+Tensor Pictures() { return FormulaPictures(2, 3, kSide, kSide); }
 
 // On the CPU: logits, then the gradient of every parameter.
 std::vector<Tensor> LogitsAndGradients(PvtV2& network, bool bf16 = false) {

@@ -11,14 +11,14 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "model/recipe.h"
-#include "tests/testing/formula.h"
+#include "tests/testing/formula_network.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
 namespace {
 
-using ::pyramid::testing::FormulaImage;
-using ::pyramid::testing::FormulaParameter;
+using ::pyramid::testing::FormulaPictures;
+using ::pyramid::testing::SetFormulaWeights;
 using ::pyramid::testing::StatusIs;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
@@ -44,19 +44,6 @@ PvtV2 Make(const v1::NetworkConfig& config, double drop_path_rate = 0) {
   if (!network.ok()) throw std::runtime_error(std::string(network.status().message()));
   (*network)->eval();
   return *network;
-}
-
-void SetFormulaWeights(PvtV2& network) {
-  torch::NoGradGuard no_grad;
-  for (auto& item : network->named_parameters()) {
-    std::vector<float> values = FormulaParameter(item.key(), item.value().sizes().vec());
-    item.value().copy_(torch::from_blob(values.data(), item.value().sizes(), torch::kFloat32));
-  }
-}
-
-torch::Tensor Pictures(int batch, int channels, int height, int width) {
-  std::vector<float> values = FormulaImage(batch, channels, height, width);
-  return torch::from_blob(values.data(), {batch, channels, height, width}, torch::kFloat32).clone();
 }
 
 torch::Tensor Answer(PvtV2& network, const torch::Tensor& x) {
@@ -99,7 +86,7 @@ TEST_P(GoldenLogitsTest, AgreeWithin2e5) {
   PvtV2 network = Make(Config(golden["variant"], 1000, 3, GetParam().origin));
   SetFormulaWeights(network);
   const torch::Tensor logits =
-      Answer(network, Pictures(batch, 3, golden["height"], golden["width"]));
+      Answer(network, FormulaPictures(batch, 3, golden["height"], golden["width"]));
   ASSERT_EQ(logits.sizes(), torch::IntArrayRef({batch, 1000}));
   double error = 0;
   for (int b = 0; b < batch; ++b) {
@@ -122,7 +109,7 @@ TEST(GoldenTrainingTest, FirstLossesAndAllGradientNormsAgree) {
   SetFormulaWeights(network);
   network->to(torch::kFloat64);
   network->train();
-  const torch::Tensor x = Pictures(4, 3, 64, 64).to(torch::kFloat64);
+  const torch::Tensor x = FormulaPictures(4, 3, 64, 64).to(torch::kFloat64);
   const torch::Tensor labels = torch::tensor(golden["labels"].get<std::vector<int64_t>>());
   const auto losses = golden["losses"].get<std::vector<double>>();
 
@@ -203,10 +190,10 @@ TEST(PvtV2Test, TakesAnyChannelAndClassCount) {
   for (const auto& [channels, classes] : {std::pair(1, 1), {1, 7}, {5, 1}, {5, 7}}) {
     PvtV2 network = Make(Config("pvt_v2_b0", classes, channels));
     network->Initialize(1);
-    const torch::Tensor logits = Answer(network, Pictures(2, channels, 32, 32));
+    const torch::Tensor logits = Answer(network, FormulaPictures(2, channels, 32, 32));
     EXPECT_EQ(logits.sizes(), torch::IntArrayRef({2, classes}));
     EXPECT_TRUE(torch::isfinite(logits).all().item<bool>());
-    EXPECT_THROW(Answer(network, Pictures(2, channels + 1, 32, 32)), c10::Error);
+    EXPECT_THROW(Answer(network, FormulaPictures(2, channels + 1, 32, 32)), c10::Error);
   }
 }
 
@@ -245,13 +232,13 @@ TEST(PvtV2SizeTest, ConvolutionalVariantsStartAt29Pixels) {
     network->Initialize(3);
     for (const auto& [height, width] :
          {std::pair(29, 29), {30, 45}, {31, 100}, {61, 33}, {96, 96}}) {
-      const torch::Tensor logits = Answer(network, Pictures(1, 3, height, width));
+      const torch::Tensor logits = Answer(network, FormulaPictures(1, 3, height, width));
       EXPECT_TRUE(torch::isfinite(logits).all().item<bool>())
           << origin << " " << height << "x" << width;
     }
     for (const auto& [height, width] : {std::pair(28, 64), {64, 28}, {1, 1}}) {
       try {
-        Answer(network, Pictures(1, 3, height, width));
+        Answer(network, FormulaPictures(1, 3, height, width));
         ADD_FAILURE() << height << "x" << width << " was taken";
       } catch (const c10::Error& e) {
         EXPECT_THAT(e.what_without_backtrace(), HasSubstr("29x29 pixels or more"));
@@ -264,7 +251,8 @@ TEST(PvtV2SizeTest, TheLinearVariantTakesAnySize) {
   PvtV2 network = Make(Config("pvt_v2_b2_li", 10));
   network->Initialize(3);
   for (const auto& [height, width] : {std::pair(1, 1), {5, 40}, {28, 28}}) {
-    EXPECT_TRUE(torch::isfinite(Answer(network, Pictures(1, 3, height, width))).all().item<bool>());
+    EXPECT_TRUE(
+        torch::isfinite(Answer(network, FormulaPictures(1, 3, height, width))).all().item<bool>());
   }
 }
 
@@ -273,7 +261,7 @@ TEST(PvtV2SizeTest, EdgePixelsThatFillNoTileStillCountAsQueries) {
   // keys, not of queries.
   PvtV2 network = Make(Config("pvt_v2_b0"));
   SetFormulaWeights(network);
-  torch::Tensor x = Pictures(1, 3, 33, 33);
+  torch::Tensor x = FormulaPictures(1, 3, 33, 33);
   const torch::Tensor before = Answer(network, x);
   x.narrow(3, 32, 1).fill_(0);
   EXPECT_GT(MaxError(before, Answer(network, x)), 1e-3);
@@ -285,7 +273,7 @@ TEST(PvtV2Test, WithAndWithoutGradientsAgree) {
   network->to(torch::kFloat64);
   for (const auto& [height, width] :
        {std::pair(32, 32), {64, 32}, {33, 70}}) {  // last maps 1x1, 2x1, 2x3
-    const torch::Tensor x = Pictures(2, 3, height, width).to(torch::kFloat64);
+    const torch::Tensor x = FormulaPictures(2, 3, height, width).to(torch::kFloat64);
     EXPECT_LE(MaxError(network(x).detach(), Answer(network, x)), 1e-12);
   }
 }
@@ -297,7 +285,7 @@ TEST(PvtV2Test, GradientsAgreeWithFiniteDifferences) {
     PvtV2 network = Make(Config("pvt_v2_b0", 4, 3, origin));
     SetFormulaWeights(network);
     network->to(torch::kFloat64);
-    const torch::Tensor x = Pictures(2, 3, 70, 65).to(torch::kFloat64);
+    const torch::Tensor x = FormulaPictures(2, 3, 70, 65).to(torch::kFloat64);
     const auto loss = [&] { return network(x).pow(2).sum(); };
     loss().backward();
     for (const char* name :
@@ -322,7 +310,7 @@ TEST(PvtV2Test, GradientsAgreeWithFiniteDifferences) {
 TEST(PvtV2Test, RunsInBf16AndInDouble) {
   PvtV2 network = Make(Config("pvt_v2_b0"));
   SetFormulaWeights(network);
-  const torch::Tensor x = Pictures(1, 3, 64, 64);
+  const torch::Tensor x = FormulaPictures(1, 3, 64, 64);
   const torch::Tensor single = Answer(network, x);
   network->to(torch::kFloat64);
   EXPECT_LE(MaxError(single, Answer(network, x.to(torch::kFloat64))), 2e-5);
@@ -393,7 +381,7 @@ class DropPathTest : public ::testing::Test {
   }
 
   PvtV2 network_ = Make(Config("pvt_v2_b0", 10, 1), 0.5);
-  torch::Tensor x_ = Pictures(6, 1, 32, 32).to(torch::kFloat64);
+  torch::Tensor x_ = FormulaPictures(6, 1, 32, 32).to(torch::kFloat64);
 };
 
 TEST_F(DropPathTest, IsKeyedByThePositionInTheGlobalBatch) {

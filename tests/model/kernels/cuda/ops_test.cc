@@ -15,14 +15,14 @@
 #include "model/pvt_v2.h"
 #include "model/recipe.h"
 #include "tests/model/kernels/cuda/test_device.h"
-#include "tests/testing/formula.h"
+#include "tests/testing/formula_network.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
 namespace {
 
-using ::pyramid::testing::FormulaImage;
-using ::pyramid::testing::FormulaParameter;
+using ::pyramid::testing::FormulaPictures;
+using ::pyramid::testing::SetFormulaWeights;
 using ::testing::HasSubstr;
 using torch::Tensor;
 
@@ -216,11 +216,7 @@ PvtV2 Network(const std::string& variant, const std::string& origin, bool device
   config.set_in_channels(3);
   *config.mutable_numerics() = NumericsOf(origin);
   PvtV2 network = *MakePvtV2(config, 0.1);
-  const torch::NoGradGuard no_grad;
-  for (auto& item : network->named_parameters()) {
-    std::vector<float> values = FormulaParameter(item.key(), item.value().sizes().vec());
-    item.value().copy_(torch::from_blob(values.data(), item.value().sizes(), torch::kFloat32));
-  }
+  SetFormulaWeights(network);
   network->to(TestDevice());
   network->set_drop_path_key({.seed = 7, .step = 3, .first = 0});
   if (device_ops) network->UseDeviceOps();
@@ -228,10 +224,7 @@ PvtV2 Network(const std::string& variant, const std::string& origin, bool device
 }
 
 Tensor Pictures(int64_t side) {
-  std::vector<float> values = FormulaImage(2, 3, side, side);
-  return torch::from_blob(values.data(), {2, 3, side, side}, torch::kFloat32)
-      .clone()
-      .to(TestDevice());
+  return FormulaPictures(2, 3, static_cast<int>(side), static_cast<int>(side)).to(TestDevice());
 }
 
 std::vector<Tensor> LogitsAndGradients(PvtV2& network, const Tensor& pictures) {
