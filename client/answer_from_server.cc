@@ -16,7 +16,8 @@ class ServerAnswerer : public Answerer {
 
   absl::StatusOr<v1::ClassifyResponse> Classify(std::vector<v1::Picture> pictures) override {
     v1::ClassifyRequest request;
-    request.set_model(model_.name);
+    request.set_model(model_.alias.empty() ? model_.name
+                                           : absl::StrCat(model_.name, "@", model_.alias));
     request.set_version(model_.version);
     request.set_top_k(options_.top_k);
     request.set_return_logits(options_.logits);
@@ -32,7 +33,7 @@ class ServerAnswerer : public Answerer {
                                               " results for ", request.pictures_size(),
                                               " pictures"));
     }
-    model_ = {response.model(), response.version()};
+    model_ = {response.model(), response.version(), ""};
     return response;
   }
 
@@ -47,13 +48,18 @@ class ServerAnswerer : public Answerer {
 
 absl::StatusOr<ModelName> ParseModelName(absl::string_view text) {
   ModelName model;
-  const size_t colon = text.find(':');
-  model.name = std::string(text.substr(0, colon));
-  if (model.name.empty()) {
-    return UsageError(absl::StrCat("--model is \"", text, "\"; use NAME or NAME:VERSION"));
+  const size_t end = text.find_first_of(":@");
+  const bool plain = end == absl::string_view::npos;
+  const absl::string_view rest = plain ? "" : text.substr(end + 1);
+  model.name = std::string(text.substr(0, end));
+  if (model.name.empty() || (!plain && rest.empty())) {
+    return UsageError(
+        absl::StrCat("--model is \"", text, "\"; use NAME, NAME:VERSION or NAME@ALIAS"));
   }
-  if (colon != absl::string_view::npos &&
-      (!absl::SimpleAtoi(text.substr(colon + 1), &model.version) || model.version < 1)) {
+  if (plain) return model;
+  if (text[end] == '@') {
+    model.alias = std::string(rest);
+  } else if (!absl::SimpleAtoi(rest, &model.version) || model.version < 1) {
     return UsageError(absl::StrCat("the version in \"", text, "\" is not a number from 1"));
   }
   return model;

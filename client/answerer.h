@@ -35,10 +35,11 @@ class Answerer {
 
 struct ModelName {
   std::string name;
-  int64_t version = 0;  // 0: the one in service
+  int64_t version = 0;  // 0: the server decides
+  std::string alias;    // empty: none
 };
 
-// "NAME" or "NAME:VERSION"; a usage error otherwise.
+// "NAME", "NAME:VERSION" or "NAME@ALIAS"; a usage error otherwise.
 absl::StatusOr<ModelName> ParseModelName(absl::string_view text);
 
 // The model behind the endpoint. After the first answer it stays with that answer's version, so

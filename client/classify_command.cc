@@ -293,7 +293,7 @@ void AddClassifyCommand(CommandLine line) {
       ->required();
   CLI::Option* model =
       command->add_option("--model", options->model, "The server's model; default: the only one")
-          ->type_name("NAME[:VERSION]");
+          ->type_name("NAME[:VERSION|@ALIAS]");
   CLI::Option* checkpoint =
       command
           ->add_option("--ckpt-path,--ckpt", options->checkpoint,

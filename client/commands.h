@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "client/environment.h"
 
 namespace pyramid {
@@ -31,10 +32,15 @@ void AddCancelCommand(CommandLine line);
 void AddSaveCommand(CommandLine line);
 void AddPromoteCommand(CommandLine line);
 void AddModelsCommand(CommandLine line);
+// alias, traffic, rollback, load, unload.
+void AddLifecycleCommands(CommandLine line);
 void AddClassifyCommand(CommandLine line);
 void AddValidateCommand(CommandLine line);
 void AddInspectCommand(CommandLine line);
+void AddKeyCommand(CommandLine line);
 void AddConvertCommand(CommandLine line);
+// `bench` is one of those below; `serve` runs here.
+void AddBenchServeCommand(CommandLine line, CLI::App& bench);
 // train, bench, data: run as pyramid-worker, which has their flags and help.
 void AddWorkerCommands(CommandLine line);
 
@@ -42,11 +48,14 @@ void AddWorkerCommands(CommandLine line);
 int WatchJobToItsEnd(Environment& environment, const std::string& job_id, bool json,
                      double patience_seconds);
 
-// --server, on every command that talks to one.
+// --server, --key and those of TLS, on every command that talks to a server.
 void AddServerFlag(CLI::App& command, Environment& environment);
+// Whether `argument` is one of them whose value is the next word.
+bool ServerFlagTakesWord(absl::string_view argument);
 
 // If `arguments` (without the program's name) are for pyramid-worker, those to give it: train,
-// bench and data with all that follows, validate with a recipe or a checkpoint. Otherwise empty.
+// bench (but not bench serve) and data with all that follows, validate with a recipe or a
+// checkpoint. Otherwise empty.
 std::vector<std::string> WorkerArguments(const std::vector<std::string>& arguments);
 
 }  // namespace pyramid

@@ -4,12 +4,14 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "client/exit_code.h"
+#include "proto/base/channel.h"
 #include "proto/base/file.h"
 #include "proto/base/grpc_status.h"
 #include "proto/base/status.h"
@@ -38,7 +40,7 @@ bool IsTarget(absl::string_view text) {
   return absl::SimpleAtoi(text.substr(colon + 1), &port) && port >= 1 && port <= 65535;
 }
 
-absl::StatusOr<std::string> ReadAddressFile(const std::filesystem::path& path) {
+absl::StatusOr<ServerAddress> ReadAddressFile(const std::filesystem::path& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("grpc") || !json["grpc"].is_string()) {
@@ -47,7 +49,34 @@ absl::StatusOr<std::string> ReadAddressFile(const std::filesystem::path& path) {
   }
   std::string target = json["grpc"].get<std::string>();
   if (!IsTarget(target)) return BadAddress(absl::StrCat("grpc in ", path.string()), target);
-  return target;
+  return ServerAddress{.target = std::move(target), .source = "", .server_file = text};
+}
+
+// Flags win over variables, both over what server.json says of TLS.
+absl::StatusOr<ChannelSecurity> SecurityFor(const Environment& environment,
+                                            absl::string_view server_file) {
+  const auto choose = [](const std::string& flag, const std::string& variable) {
+    return flag.empty() ? variable : flag;
+  };
+  const Environment::Security& flags = environment.flags;
+  const Environment::Security& variables = environment.variables;
+  const auto path = [&](const std::string& text) {
+    return text.empty() ? std::filesystem::path() : environment.folder / text;
+  };
+  ChannelSecurity security{
+      .key = choose(flags.key, variables.key),
+      .tls = flags.tls,
+      .ca = path(choose(flags.tls_ca, variables.tls_ca)),
+      .cert = path(choose(flags.tls_cert, variables.tls_cert)),
+      .private_key = path(choose(flags.tls_key, variables.tls_key)),
+      .name = flags.tls_name,
+  };
+  if (absl::StartsWith(security.key, "@")) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(path(security.key.substr(1)), 1 << 16));
+    security.key = std::string(absl::StripAsciiWhitespace(text));
+  }
+  FillFromServerFile(server_file, security);
+  return security;
 }
 
 absl::StatusOr<ServerAddress> FromText(const Environment& environment, const std::string& text,
@@ -55,17 +84,18 @@ absl::StatusOr<ServerAddress> FromText(const Environment& environment, const std
   std::error_code ignored;
   const std::filesystem::path path = environment.folder / text;
   if (absl::EndsWith(text, ".json") || std::filesystem::is_regular_file(path, ignored)) {
-    absl::StatusOr<std::string> target = ReadAddressFile(path);
+    absl::StatusOr<ServerAddress> target = ReadAddressFile(path);
     if (absl::IsNotFound(target.status())) {
       return absl::UnavailableError(absl::StrCat(
           "no server: ", source, " names ", text,
           ", which isn't there; pyramid-server writes it when it starts, into its data folder"));
     }
     if (!target.ok()) return Annotate(target.status(), source);
-    return ServerAddress{*std::move(target), absl::StrCat(source, ", ", text)};
+    target->source = absl::StrCat(source, ", ", text);
+    return target;
   }
   if (!IsTarget(text)) return BadAddress(source, text);
-  return ServerAddress{text, source};
+  return ServerAddress{.target = text, .source = source, .server_file = ""};
 }
 
 // gRPC tells its whole way; the last part is the reason.
@@ -83,22 +113,23 @@ absl::StatusOr<ServerAddress> ResolveServer(const Environment& environment) {
   if (!environment.server_variable.empty()) {
     return FromText(environment, environment.server_variable, "PYRAMID_SERVER");
   }
-  absl::StatusOr<std::string> target =
+  absl::StatusOr<ServerAddress> target =
       ReadAddressFile(environment.folder / std::string(kAddressFile));
-  if (target.ok()) return ServerAddress{*std::move(target), std::string(kAddressFile)};
-  if (!absl::IsNotFound(target.status())) return target.status();
-  return ServerAddress{std::string(kDefaultTarget), "the default"};
+  if (target.ok()) target->source = std::string(kAddressFile);
+  if (target.ok() || !absl::IsNotFound(target.status())) return target;
+  return ServerAddress{
+      .target = std::string(kDefaultTarget), .source = "the default", .server_file = ""};
 }
 
 absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const Environment& environment) {
   ASSIGN_OR_RETURN(ServerAddress address, ResolveServer(environment));
   std::unique_ptr<Connection> connection(new Connection(environment));
   absl::MutexLock lock(&connection->mutex_);
-  connection->Connect(std::move(address));
+  RETURN_IF_ERROR(connection->Connect(std::move(address)));
   return connection;
 }
 
-void Connection::Connect(ServerAddress address) {
+absl::Status Connection::Connect(ServerAddress address) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(64 << 20);  // 10,000 classes' logits of 256 pictures and more
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
@@ -108,11 +139,13 @@ void Connection::Connect(ServerAddress address) {
   // A machine that vanished is noticed. gRPC servers refuse more than one ping in five minutes.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 360'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-  channel_ =
-      grpc::CreateCustomChannel(address.target, grpc::InsecureChannelCredentials(), arguments);
+  ASSIGN_OR_RETURN(const ChannelSecurity security, SecurityFor(environment_, address.server_file));
+  ASSIGN_OR_RETURN(channel_, OpenChannel(address.target, security, arguments));
   training_ = v1::TrainingService::NewStub(channel_);
   classification_ = v1::ClassificationService::NewStub(channel_);
+  models_ = v1::ModelService::NewStub(channel_);
   address_ = std::move(address);
+  return absl::OkStatus();
 }
 
 std::shared_ptr<v1::TrainingService::Stub> Connection::training() const {
@@ -123,6 +156,16 @@ std::shared_ptr<v1::TrainingService::Stub> Connection::training() const {
 std::shared_ptr<v1::ClassificationService::Stub> Connection::classification() const {
   absl::MutexLock lock(&mutex_);
   return classification_;
+}
+
+std::shared_ptr<v1::ModelService::Stub> Connection::models() const {
+  absl::MutexLock lock(&mutex_);
+  return models_;
+}
+
+std::shared_ptr<grpc::Channel> Connection::channel() const {
+  absl::MutexLock lock(&mutex_);
+  return channel_;
 }
 
 ServerAddress Connection::address() const {
@@ -136,8 +179,7 @@ bool Connection::Refresh() {
   if (!address.ok()) return false;
   absl::MutexLock lock(&mutex_);
   if (address->target == address_.target || address->source != address_.source) return false;
-  Connect(*std::move(address));
-  return true;
+  return Connect(*std::move(address)).ok();
 }
 
 absl::Status Connection::ToStatus(const grpc::Status& status) const {
@@ -146,14 +188,23 @@ absl::Status Connection::ToStatus(const grpc::Status& status) const {
   const bool connected = channel_->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY;
   const bool unavailable = status.error_code() == grpc::StatusCode::UNAVAILABLE;
   if (!connected && (unavailable || status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED)) {
+    // What a server says that expects TLS, or another certificate.
+    const bool closed = absl::StrContains(status.error_message(), "Socket closed");
     return absl::UnavailableError(absl::StrCat(
         "no server at ", address_.target, " (from ", address_.source,
         "): ", Reason(status.error_message()),
+        closed ? "; if it speaks TLS, use --tls or --tls-ca, and --tls-cert if it asks for one"
+               : "",
         "; start pyramid-server, or name another with --server HOST:PORT or PYRAMID_SERVER"));
   }
   if (unavailable) {
     return absl::UnavailableError(absl::StrCat("the server at ", address_.target,
                                                " takes no requests now: ", status.error_message()));
+  }
+  if (status.error_code() == grpc::StatusCode::UNAUTHENTICATED) {
+    return absl::UnauthenticatedError(absl::StrCat("the server at ", address_.target,
+                                                   " needs a key: ", status.error_message(),
+                                                   "; give one with --key or PYRAMID_KEY"));
   }
   if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED) {
     return absl::UnimplementedError(

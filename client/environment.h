@@ -24,6 +24,19 @@ struct Environment {
   std::string server_flag;       // --server; empty: not given
   std::string server_variable;   // PYRAMID_SERVER; empty: not set
 
+  // What is shown to the server and what is trusted: flags, else variables. Empty: not given.
+  struct Security {
+    std::string key;  // the key itself, or "@FILE"
+    bool tls = false;
+    std::string tls_ca;
+    std::string tls_cert;
+    std::string tls_key;
+    std::string tls_name;
+  };
+  Security flags;      // --key, --tls, --tls-ca, --tls-cert, --tls-key, --tls-name
+  Security variables;  // PYRAMID_KEY, PYRAMID_TLS_CA, PYRAMID_TLS_CERT, PYRAMID_TLS_KEY
+  std::string user;    // "name@machine", for the record of what is changed; may be empty
+
   // Both null: this build has no LibTorch.
   ClassifierLoader load_classifier;
   absl::AnyInvocable<absl::StatusOr<std::string>(Classifier& classifier, int pictures) const>

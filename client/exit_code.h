@@ -15,7 +15,8 @@ enum ExitCode {
   kFailed = 1,
   kWrongUsage = 2,  // of the command line itself
   kNotFound = 3,
-  kRefused = 4,      // FAILED_PRECONDITION, RESOURCE_EXHAUSTED, ALREADY_EXISTS
+  kRefused = 4,      // FAILED_PRECONDITION, RESOURCE_EXHAUSTED, ALREADY_EXISTS, UNAUTHENTICATED,
+                     // PERMISSION_DENIED
   kUnreachable = 5,  // no server, or one that takes no requests now
 };
 

@@ -18,13 +18,14 @@ constexpr absl::string_view kFooter =
     "The server: --server HOST:PORT (or a server.json), else PYRAMID_SERVER, else "
     "data/server.json, "
     "else 127.0.0.1:8001.\n"
+    "A server with keys: --key KEY or @FILE, else PYRAMID_KEY.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 server unreachable.";
 
 // The command's name if it is none of ours; empty otherwise.
 std::string UnknownCommand(const std::vector<std::string>& arguments,
                            const std::vector<std::string>& known) {
   for (size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i] == "--server") {
+    if (ServerFlagTakesWord(arguments[i])) {
       ++i;
     } else if (!absl::StartsWith(arguments[i], "-")) {
       return std::find(known.begin(), known.end(), arguments[i]) == known.end() ? arguments[i] : "";
@@ -35,7 +36,10 @@ std::string UnknownCommand(const std::vector<std::string>& arguments,
 
 int Usage(const Environment& environment, const CLI::App& app, absl::string_view message) {
   std::string command = "pyramid";
-  for (const CLI::App* sub : app.get_subcommands()) absl::StrAppend(&command, " ", sub->get_name());
+  for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    at = at->get_subcommands().front();
+    absl::StrAppend(&command, " ", at->get_name());
+  }
   return Fail(environment, UsageError(absl::StrCat(message, " (see ", command, " --help)")));
 }
 
@@ -72,11 +76,13 @@ int RunProgram(const std::vector<std::string>& arguments, Environment& environme
   AddCancelCommand(line);
   AddPromoteCommand(line);
   AddModelsCommand(line);
+  AddLifecycleCommands(line);
   AddClassifyCommand(line);
   AddValidateCommand(line);
   AddWorkerCommands(line);
   AddInspectCommand(line);
   AddConvertCommand(line);
+  AddKeyCommand(line);
 
   std::vector<std::string> known;
   for (const CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {

@@ -70,7 +70,12 @@ absl::StatusOr<v1::ModelVersion> FindModel(Connection& connection, const std::st
   const v1::ModelVersion* found = nullptr;
   for (const v1::ModelVersion& model : listed.models()) {
     if (!wanted.name.empty() && model.name() != wanted.name) continue;
-    if (wanted.version != 0 ? model.version() != wanted.version : !model.serving()) continue;
+    const bool meant = !wanted.alias.empty()
+                           ? std::find(model.aliases().begin(), model.aliases().end(),
+                                       wanted.alias) != model.aliases().end()
+                       : wanted.version != 0 ? model.version() == wanted.version
+                                             : model.serving();
+    if (!meant) continue;
     if (found != nullptr) {
       return UsageError("the server has several models in service; name one with --model");
     }
@@ -386,7 +391,7 @@ void AddValidateCommand(CommandLine line) {
   command->add_option("data", options->data, "A data folder, or a recipe that names one")
       ->type_name("DATA");
   command->add_option("--model", options->model, "The server's model; default: the only one")
-      ->type_name("NAME[:VERSION]");
+      ->type_name("NAME[:VERSION|@ALIAS]");
   command->add_option("--split", options->split, "The part of the data (val)")->type_name("SPLIT");
   command->add_option("--batch", options->batch, "Pictures a request (32)")
       ->type_name("N")

@@ -3,6 +3,7 @@
 #include "absl/strings/match.h"
 #include "client/commands.h"
 #include "client/exit_code.h"
+#include "client/program.h"
 
 namespace pyramid {
 namespace {
@@ -25,18 +26,22 @@ void AddForHelp(CommandLine line, const std::string& name, const std::string& de
 
 void AddWorkerCommands(CommandLine line) {
   AddForHelp(line, "train", "Train here and now, without a server: train -c RECIPE");
-  AddForHelp(line, "bench", "Measure images/s on this machine: bench model|train");
+  CLI::App* bench = line.app.add_subcommand(
+      "bench", "Measure: bench model|train images/s on this machine, bench serve a server");
+  bench->require_subcommand(1);
+  AddBenchServeCommand(line, *bench);
   AddForHelp(line, "data", "Write out or check data: data export|verify");
 }
 
 std::vector<std::string> WorkerArguments(const std::vector<std::string>& arguments) {
   size_t at = 0;
   while (at < arguments.size() && absl::StartsWith(arguments[at], "-")) {
-    at += arguments[at] == "--server" ? 2 : 1;  // its value is a word of its own
+    at += ServerFlagTakesWord(arguments[at]) ? 2 : 1;
   }
   if (at >= arguments.size()) return {};
   const std::vector<std::string> rest(arguments.begin() + static_cast<std::ptrdiff_t>(at),
                                       arguments.end());
+  if (rest[0] == "bench" && rest.size() > 1 && rest[1] == "serve") return {};
   if (rest[0] == "train" || rest[0] == "bench" || rest[0] == "data") return rest;
   if (rest[0] == "validate" && std::any_of(rest.begin() + 1, rest.end(), NamesRecipeOrCheckpoint)) {
     return rest;
@@ -45,9 +50,37 @@ std::vector<std::string> WorkerArguments(const std::vector<std::string>& argumen
 }
 
 void AddServerFlag(CLI::App& command, Environment& environment) {
+  const std::string group = "Server";
+  Environment::Security& flags = environment.flags;
   command
       .add_option("--server", environment.server_flag, "HOST:PORT, or the path of a server.json")
-      ->type_name("ADDRESS");
+      ->type_name("ADDRESS")
+      ->group(group);
+  command.add_option("--key", flags.key, "key, or @FILE that holds it (else PYRAMID_KEY)")
+      ->type_name("KEY")
+      ->group(group);
+  command.add_flag("--tls", flags.tls, "connect with TLS, trusting the system's authorities")
+      ->group(group);
+  command.add_option("--tls-ca", flags.tls_ca, "TLS, trusting the certificates in this file")
+      ->type_name("FILE")
+      ->group(group);
+  command.add_option("--tls-cert", flags.tls_cert, "certificate to show to the server")
+      ->type_name("FILE")
+      ->group(group);
+  command.add_option("--tls-key", flags.tls_key, "private key of --tls-cert")
+      ->type_name("FILE")
+      ->group(group);
+  command.add_option("--tls-name", flags.tls_name, "name that the server's certificate must bear")
+      ->type_name("NAME")
+      ->group(group);
+}
+
+bool ServerFlagTakesWord(absl::string_view argument) {
+  for (const absl::string_view flag :
+       {"--server", "--key", "--tls-ca", "--tls-cert", "--tls-key", "--tls-name"}) {
+    if (NormaliseFlags({std::string(argument)}).front() == flag) return true;
+  }
+  return false;
 }
 
 }  // namespace pyramid

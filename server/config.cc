@@ -14,6 +14,9 @@
 namespace pyramid {
 namespace {
 
+const std::set<std::string> kSections = {"serving", "promotion", "security", "connections",
+                                         "training"};
+
 // Calls visit(section, name, field) for every key; section "" is the top.
 template <typename Visitor>
 void VisitConfig(ServerConfig& c, Visitor&& visit) {
@@ -23,6 +26,9 @@ void VisitConfig(ServerConfig& c, Visitor&& visit) {
   visit("", "http_port", c.http_port);
   visit("", "metrics_port", c.metrics_port);
   visit("", "reflection", c.reflection);
+  visit("", "metrics_host", c.metrics_host);
+  visit("", "access_log", c.access_log);
+  visit("", "drain_delay", c.drain_delay);
   visit("", "log_json", c.log_json);
   visit("", "log_level", c.log_level);
   visit("", "drain_timeout", c.drain_timeout);
@@ -33,12 +39,34 @@ void VisitConfig(ServerConfig& c, Visitor&& visit) {
   visit("serving", "max_message_bytes", c.serving.max_message_bytes);
   visit("serving", "decode_threads", c.serving.decode_threads);
   visit("serving", "decode_queue", c.serving.decode_queue);
+  visit("serving", "instances", c.serving.instances);
   visit("serving", "forward_threads", c.serving.forward_threads);
   visit("serving", "device", c.serving.device);
   visit("serving", "max_picture_bytes", c.serving.max_picture_bytes);
   visit("serving", "max_picture_pixels", c.serving.max_picture_pixels);
   visit("serving", "max_picture_side", c.serving.max_picture_side);
   visit("serving", "max_pixels_per_byte", c.serving.max_pixels_per_byte);
+  visit("serving", "refuse_non_finite", c.serving.refuse_non_finite);
+  visit("promotion", "min_top1", c.promotion.min_top1);
+  visit("promotion", "max_latency", c.promotion.max_latency);
+  visit("promotion", "latency_batch", c.promotion.latency_batch);
+  visit("promotion", "min_agreement", c.promotion.min_agreement);
+  visit("promotion", "require_self_test", c.promotion.require_self_test);
+  visit("promotion", "load_threads", c.promotion.load_threads);
+  visit("security", "keys", c.security.keys);
+  visit("security", "tls_cert", c.security.tls_cert);
+  visit("security", "tls_key", c.security.tls_key);
+  visit("security", "tls_client_ca", c.security.tls_client_ca);
+  visit("security", "tls_ca", c.security.tls_ca);
+  visit("security", "worker_cert", c.security.worker_cert);
+  visit("security", "worker_key", c.security.worker_key);
+  visit("security", "allow_insecure", c.security.allow_insecure);
+  visit("connections", "min_ping_interval", c.connections.min_ping_interval);
+  visit("connections", "keepalive_time", c.connections.keepalive_time);
+  visit("connections", "keepalive_timeout", c.connections.keepalive_timeout);
+  visit("connections", "max_age", c.connections.max_age);
+  visit("connections", "max_age_grace", c.connections.max_age_grace);
+  visit("connections", "memory_bytes", c.connections.memory_bytes);
   visit("training", "cpu_workers", c.training.cpu_workers);
   visit("training", "cuda_devices", c.training.cuda_devices);
   visit("training", "npu_devices", c.training.npu_devices);
@@ -73,6 +101,10 @@ absl::Status Read(absl::string_view key, const std::string& text, int64_t& out) 
     return Bad(key, absl::StrCat("is ", text, "; use a whole number"));
   return absl::OkStatus();
 }
+absl::Status Read(absl::string_view key, const std::string& text, double& out) {
+  if (!absl::SimpleAtod(text, &out)) return Bad(key, absl::StrCat("is ", text, "; use a number"));
+  return absl::OkStatus();
+}
 absl::Status Read(absl::string_view key, const std::string& text, absl::Duration& out) {
   if (!absl::ParseDuration(text, &out))
     return Bad(key, absl::StrCat("is ", text, "; use a duration like 250ms or 4s"));
@@ -101,7 +133,7 @@ absl::Status SetKey(ServerConfig& config, const std::string& section, const std:
                              : Bad(FullName(section, key), "is not a single value");
   });
   if (!found) {
-    if (section.empty()) known.insert(known.end(), {"serving", "training"});
+    if (section.empty()) known.insert(known.end(), kSections.begin(), kSections.end());
     return absl::InvalidArgumentError(absl::StrCat(
         FullName(section, key), " is not a known key; did you mean ", Nearest(key, known), "?"));
   }
@@ -119,6 +151,27 @@ absl::Status InRange(absl::string_view key, T value, T low, T high) {
   }
 }
 
+// Files that belong together.
+absl::Status CheckSecurity(const ServerConfig& c) {
+  const ServerConfig::Security& s = c.security;
+  if (s.tls_cert.empty() != s.tls_key.empty()) {
+    return Bad("server.security",
+               "has one of tls_cert and tls_key; a certificate and its private key belong together");
+  }
+  if (s.worker_cert.empty() != s.worker_key.empty()) {
+    return Bad("server.security", "has one of worker_cert and worker_key; name both or neither");
+  }
+  for (const auto& [name, path] :
+       {std::pair{"tls_client_ca", &s.tls_client_ca}, std::pair{"tls_ca", &s.tls_ca},
+        std::pair{"worker_cert", &s.worker_cert}}) {
+    if (!path->empty() && s.tls_cert.empty()) {
+      return Bad(absl::StrCat("server.security.", name),
+                 "needs TLS; set tls_cert and tls_key as well");
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ServerConfig> ParseServerConfig(absl::string_view yaml) {
@@ -132,7 +185,7 @@ absl::StatusOr<ServerConfig> ParseServerConfig(absl::string_view yaml) {
       if (!entry.first.IsScalar()) return absl::InvalidArgumentError("server: a key is not a word");
       const std::string key = entry.first.Scalar();
       if (!seen.insert(key).second) return Bad(FullName("", key), "stands twice");
-      if (key != "serving" && key != "training") {
+      if (kSections.count(key) == 0) {
         RETURN_IF_ERROR(SetKey(config, "", key, entry.second));
         continue;
       }
@@ -155,8 +208,10 @@ absl::StatusOr<ServerConfig> ParseServerConfig(absl::string_view yaml) {
 
 absl::Status CheckServerConfig(const ServerConfig& c) {
   if (c.data.empty()) return Bad("server.data", "is empty; use a folder");
-  if (c.host.empty())
-    return Bad("server.host", "is empty; use an address, 127.0.0.1 for this machine only");
+  for (const auto& [key, host] : {std::pair{"server.host", &c.host},
+                                  std::pair{"server.metrics_host", &c.metrics_host}}) {
+    if (host->empty()) return Bad(key, "is empty; use an address, 127.0.0.1 for this machine only");
+  }
   for (const auto& [key, port] :
        {std::pair{"server.grpc_port", c.grpc_port}, std::pair{"server.http_port", c.http_port},
         std::pair{"server.metrics_port", c.metrics_port}}) {
@@ -169,6 +224,22 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
   }
   RETURN_IF_ERROR(
       InRange("server.drain_timeout", c.drain_timeout, absl::ZeroDuration(), absl::Hours(1)));
+  RETURN_IF_ERROR(
+      InRange("server.drain_delay", c.drain_delay, absl::ZeroDuration(), absl::Minutes(10)));
+  RETURN_IF_ERROR(CheckSecurity(c));
+  const ServerConfig::Connections& n = c.connections;
+  RETURN_IF_ERROR(InRange("server.connections.min_ping_interval", n.min_ping_interval,
+                          absl::Seconds(1), absl::Hours(24)));
+  RETURN_IF_ERROR(InRange("server.connections.keepalive_time", n.keepalive_time, absl::Seconds(1),
+                          absl::Hours(24)));
+  RETURN_IF_ERROR(InRange("server.connections.keepalive_timeout", n.keepalive_timeout,
+                          absl::Milliseconds(100), absl::Hours(1)));
+  RETURN_IF_ERROR(InRange("server.connections.max_age", n.max_age, absl::ZeroDuration(),
+                          absl::Hours(24 * 24)));
+  RETURN_IF_ERROR(InRange("server.connections.max_age_grace", n.max_age_grace,
+                          absl::ZeroDuration(), absl::Hours(24)));
+  RETURN_IF_ERROR(InRange<int64_t>("server.connections.memory_bytes", n.memory_bytes,
+                                   4 * c.serving.max_message_bytes, int64_t{1} << 40));
   const ServerConfig::Serving& s = c.serving;
   RETURN_IF_ERROR(InRange("server.serving.max_batch", s.max_batch, 1, 1024));
   RETURN_IF_ERROR(
@@ -189,6 +260,7 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
                                    int64_t{1} << 30));
   RETURN_IF_ERROR(InRange("server.serving.decode_threads", s.decode_threads, 1, 256));
   RETURN_IF_ERROR(InRange("server.serving.decode_queue", s.decode_queue, 1, 1'000'000));
+  RETURN_IF_ERROR(InRange("server.serving.instances", s.instances, 1, 64));
   RETURN_IF_ERROR(InRange("server.serving.forward_threads", s.forward_threads, 0, 1024));
   RETURN_IF_ERROR(InRange<int64_t>("server.serving.max_picture_bytes", s.max_picture_bytes, 1,
                                    int64_t{1} << 30));
@@ -197,6 +269,13 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
   RETURN_IF_ERROR(InRange("server.serving.max_picture_side", s.max_picture_side, 1, 65535));
   RETURN_IF_ERROR(InRange<int64_t>("server.serving.max_pixels_per_byte", s.max_pixels_per_byte, 1,
                                    int64_t{1} << 30));
+  const ServerConfig::Promotion& p = c.promotion;
+  RETURN_IF_ERROR(InRange("server.promotion.min_top1", p.min_top1, 0.0, 1.0));
+  RETURN_IF_ERROR(InRange("server.promotion.min_agreement", p.min_agreement, 0.0, 1.0));
+  RETURN_IF_ERROR(InRange("server.promotion.max_latency", p.max_latency, absl::ZeroDuration(),
+                          absl::Hours(1)));
+  RETURN_IF_ERROR(InRange("server.promotion.latency_batch", p.latency_batch, 1, s.max_batch));
+  RETURN_IF_ERROR(InRange("server.promotion.load_threads", p.load_threads, 1, 1024));
   const ServerConfig::Training& t = c.training;
   RETURN_IF_ERROR(InRange("server.training.cpu_workers", t.cpu_workers, 0, 1024));
   RETURN_IF_ERROR(InRange("server.training.cuda_devices", t.cuda_devices, -1, 1024));

@@ -9,10 +9,13 @@
 #include <string>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "proto/base/file.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
 #include "server/config.h"
+#include "server/grpc_log.h"
 #include "server/server.h"
 
 namespace pyramid {
@@ -25,6 +28,12 @@ struct Flags {
   int grpc_port = -1;
   int http_port = -1;
   int metrics_port = -1;
+  std::string keys;
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_client_ca;
+  std::string drain_delay;
+  bool insecure = false;
 };
 
 absl::StatusOr<ServerConfig> ReadConfig(const Flags& flags) {
@@ -40,6 +49,15 @@ absl::StatusOr<ServerConfig> ReadConfig(const Flags& flags) {
   if (flags.grpc_port >= 0) config.grpc_port = flags.grpc_port;
   if (flags.http_port >= 0) config.http_port = flags.http_port;
   if (flags.metrics_port >= 0) config.metrics_port = flags.metrics_port;
+  if (!flags.keys.empty()) config.security.keys = flags.keys;
+  if (!flags.tls_cert.empty()) config.security.tls_cert = flags.tls_cert;
+  if (!flags.tls_key.empty()) config.security.tls_key = flags.tls_key;
+  if (!flags.tls_client_ca.empty()) config.security.tls_client_ca = flags.tls_client_ca;
+  if (!flags.drain_delay.empty() && !absl::ParseDuration(flags.drain_delay, &config.drain_delay)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--drain-delay is ", flags.drain_delay, "; use a duration like 2s"));
+  }
+  if (flags.insecure) config.security.allow_insecure = true;
   RETURN_IF_ERROR(CheckServerConfig(config));
   return config;
 }
@@ -71,11 +89,21 @@ int Main(int argc, char** argv) {
                  "gRPC port; 0 picks a free one (default: 8001)")
       ->check(CLI::Range(0, 65535));
   app.add_option("--http-port,--http_port", flags.http_port,
-                 "HTTP port for /healthz and /readyz (default: 8000)")
+                 "HTTP port: REST, /healthz, /readyz (default: 8000)")
       ->check(CLI::Range(0, 65535));
   app.add_option("--metrics-port,--metrics_port", flags.metrics_port,
                  "Prometheus port (default: 8002)")
       ->check(CLI::Range(0, 65535));
+  app.add_option("--keys", flags.keys, "file of keys; `pyramid key new` makes one");
+  app.add_option("--tls-cert,--tls_cert", flags.tls_cert,
+                 "certificate, PEM; gRPC and HTTP use TLS");
+  app.add_option("--tls-key,--tls_key", flags.tls_key, "its private key, PEM");
+  app.add_option("--tls-client-ca,--tls_client_ca", flags.tls_client_ca,
+                 "clients must show a certificate that one in this file signed");
+  app.add_option("--drain-delay,--drain_delay", flags.drain_delay,
+                 "SIGTERM: how long calls are still taken (default: 2s)");
+  app.add_flag("--insecure", flags.insecure,
+               "listen elsewhere than on loopback without TLS or keys");
   app.footer(
       "Addresses in use are in <data>/server.json. SIGTERM drains: workers save, requests finish, "
       "exit 0; a second one ends at once.");
@@ -88,6 +116,7 @@ int Main(int argc, char** argv) {
   absl::StatusOr<ServerConfig> config = ReadConfig(flags);
   if (!config.ok()) return Fail(config.status());
   ConfigureLog(*config);
+  LogWhatGrpcSays();
 
   // Every thread inherits the blocked signals; this one waits for them. A client or worker that
   // goes away mustn't end us.

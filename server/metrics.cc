@@ -25,6 +25,7 @@
 #include "absl/time/clock.h"
 #include "proto/base/grpc_status.h"
 #include "proto/classification.pb.h"
+#include "proto/open_inference.pb.h"
 #include "proto/worker.pb.h"
 
 namespace pyramid {
@@ -63,7 +64,7 @@ const Histogram::BucketBoundaries& WaitBounds() {
 }
 
 const Histogram::BucketBoundaries& BatchBounds() {
-  static const Histogram::BucketBoundaries bounds{1, 2, 4, 8, 16, 32, 64};
+  static const Histogram::BucketBoundaries bounds{1, 2, 4, 8, 16, 32, 64, 128, 256};
   return bounds;
 }
 
@@ -74,13 +75,15 @@ constexpr std::array<std::pair<ModelMetrics::Stage, absl::string_view>, 4> kStag
     {ModelMetrics::Stage::kRank, "rank"},
 }};
 
-constexpr std::array<std::pair<ModelMetrics::Rejection, absl::string_view>, 6> kRejections{{
+constexpr std::array<std::pair<ModelMetrics::Rejection, absl::string_view>, 8> kRejections{{
     {ModelMetrics::Rejection::kQueueFull, "queue_full"},
+    {ModelMetrics::Rejection::kPredictedLate, "predicted_late"},
     {ModelMetrics::Rejection::kExpired, "expired"},
     {ModelMetrics::Rejection::kCancelled, "cancelled"},
     {ModelMetrics::Rejection::kDraining, "draining"},
     {ModelMetrics::Rejection::kInvalid, "invalid"},
     {ModelMetrics::Rejection::kDecode, "decode"},
+    {ModelMetrics::Rejection::kRate, "rate"},
 }};
 
 // What Classify promises to answer with.
@@ -111,7 +114,7 @@ std::vector<const google::protobuf::MethodDescriptor*> KnownMethods() {
   std::vector<const google::protobuf::MethodDescriptor*> methods;
   for (const google::protobuf::FileDescriptor* file :
        {v1::ClassifyRequest::descriptor()->file(), v1::SubmitJobRequest::descriptor()->file(),
-        v1::ReportRequest::descriptor()->file()}) {
+        v1::ReportRequest::descriptor()->file(), inference::ModelInferRequest::descriptor()->file(), v1::ModelState::descriptor()->file()}) {
     for (int s = 0; s < file->service_count(); ++s) {
       for (int m = 0; m < file->service(s)->method_count(); ++m) {
         methods.push_back(file->service(s)->method(m));
@@ -221,10 +224,19 @@ struct Metrics::Families {
       NewGauge("pyramid_serving_queue_images", "Pictures accepted and not yet in a batch.");
   Family<Gauge>& queue_capacity = NewGauge("pyramid_serving_queue_capacity_images",
                                            "Pictures that may be accepted and not yet in a batch.");
+  Family<Gauge>& predicted_wait =
+      NewGauge("pyramid_serving_predicted_wait_seconds",
+               "Wait for a batch of a picture that comes now, as admission predicts it.");
   Family<Gauge>& inflight =
       NewGauge("pyramid_serving_inflight_requests", "Classify requests being answered.");
   Family<Gauge>& model_info = NewGauge("pyramid_serving_model_info",
                                        "The version in service of each model; the value is 1.");
+  Family<Gauge>& alias_version =
+      NewGauge("pyramid_serving_alias_version", "The version that an alias of a model names.");
+  Family<Gauge>& traffic_ratio =
+      NewGauge("pyramid_serving_traffic_ratio",
+               "Share of the requests naming neither version nor alias that goes to an alias "
+               "other than stable, 0..1.");
   Family<Histogram>& load_seconds = NewHistogram(
       "pyramid_serving_model_load_duration_seconds",
       "Time to load a model version: read, self-test, warm up. Failed loads included.");
@@ -234,6 +246,12 @@ struct Metrics::Families {
       NewCounter("grpc_server_handled_total", "RPCs ended on the server, by code.");
   Family<Histogram>& rpc_seconds =
       NewHistogram("grpc_server_handling_seconds", "Time of an RPC on the server.");
+  Family<Counter>& refused_calls = NewCounter(
+      "pyramid_refused_calls_total",
+      "Calls refused by their key before their message was read. auth: no good key; scope: not for "
+      "this method.");
+  Counter& refused_auth = refused_calls.Add({{"reason", "auth"}});
+  Counter& refused_scope = refused_calls.Add({{"reason", "scope"}});
 
   // Training.
   Family<Gauge>& jobs = NewGauge("pyramid_jobs", "Jobs by state.");
@@ -277,10 +295,15 @@ struct Metrics::Families {
   absl::Mutex mutex;
   std::map<std::string, std::unique_ptr<ModelMetrics>, std::less<>> models ABSL_GUARDED_BY(mutex);
   std::map<std::string, Gauge*, std::less<>> model_infos ABSL_GUARDED_BY(mutex);
-  std::map<std::string, std::string> rpc_types
-      ABSL_GUARDED_BY(mutex);  // "service/method" → grpc_type
-  SeriesMap<Counter> rpc_counters ABSL_GUARDED_BY(mutex);
-  SeriesMap<Histogram> rpc_histograms ABSL_GUARDED_BY(mutex);
+  SeriesMap<Gauge> alias_gauges ABSL_GUARDED_BY(mutex);
+  SeriesMap<Gauge> traffic_gauges ABSL_GUARDED_BY(mutex);
+  // By service and method, made at the start.
+  struct RpcSeries {
+    Histogram* seconds = nullptr;
+    std::array<Counter*, kGrpcCodes> handled{};
+  };
+  std::map<std::string, std::map<std::string, RpcSeries, std::less<>>, std::less<>> rpcs
+      ABSL_GUARDED_BY(mutex);
   SeriesMap<Gauge> state_gauges ABSL_GUARDED_BY(mutex);
   SeriesMap<Counter> attempt_counters ABSL_GUARDED_BY(mutex);
   SeriesMap<Counter> checkpoint_failure_counters ABSL_GUARDED_BY(mutex);
@@ -296,6 +319,26 @@ struct Metrics::Families {
       {&data_wait, {}},
   }};
 
+  const RpcSeries& AddRpc(const std::string& service, const std::string& method,
+                          const std::string& type) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    RpcSeries& series = rpcs[service][method];
+    Labels labels{{"grpc_type", type}, {"grpc_service", service}, {"grpc_method", method}};
+    series.seconds = &rpc_seconds.Add(labels, LatencyBounds());
+    for (int code = 0; code < kGrpcCodes; ++code) {
+      labels["grpc_code"] = std::string(GrpcCodeName(static_cast<absl::StatusCode>(code)));
+      series.handled[static_cast<size_t>(code)] = &rpc_handled.Add(labels);
+    }
+    return series;
+  }
+  const RpcSeries& FindRpc(absl::string_view service, absl::string_view method)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    const auto known = rpcs.find(service);
+    if (known != rpcs.end()) {
+      const auto found = known->second.find(method);
+      if (found != known->second.end()) return found->second;
+    }
+    return AddRpc(std::string(service), std::string(method), "unary");
+  }
   void SetJobGauge(Family<Gauge>& family, const std::string& job, double value)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     for (auto& [known, series] : job_gauges) {
@@ -320,6 +363,7 @@ class ModelMetricsImpl final : public ModelMetrics {
     Histogram& batch_size;
     Gauge& queue;
     Gauge& queue_capacity;
+    Gauge& predicted_wait;
   };
 
   ModelMetricsImpl(std::string model, const Families& families, Series series)
@@ -329,7 +373,7 @@ class ModelMetricsImpl final : public ModelMetrics {
 
   void CountRequest(int64_t version, absl::StatusCode code) override {
     absl::MutexLock lock(&mutex_);
-    Request(version, code).Increment();
+    Request(versions_[version], version, code).Increment();
   }
   void CountRejection(Rejection reason, int pictures) override {
     series_.rejected.at(reason)->Increment(pictures);
@@ -343,50 +387,71 @@ class ModelMetricsImpl final : public ModelMetrics {
   void ObserveBatch(int64_t version, int images) override {
     series_.batch_size.Observe(images);
     absl::MutexLock lock(&mutex_);
-    images_.At(families_.images, VersionLabels(version)).Increment(images);
-    batches_.At(families_.batches, VersionLabels(version)).Increment();
+    VersionSeries& series = versions_[version];
+    MakeBatchSeries(series, version);
+    series.images->Increment(images);
+    series.batches->Increment();
   }
   void AddQueue(int images, int capacity) override {
     series_.queue.Increment(images);
     series_.queue_capacity.Increment(capacity);
   }
+  void SetPredictedWait(absl::Duration wait) override {
+    series_.predicted_wait.Set(absl::ToDoubleSeconds(wait));
+  }
   void StartVersion(int64_t version) override {
     absl::MutexLock lock(&mutex_);
-    ++loaded_[version];
-    for (const absl::StatusCode code : kClassifyCodes) Request(version, code);
-    if (version == 0) return;  // nothing goes through the network without a version
-    images_.At(families_.images, VersionLabels(version));
-    batches_.At(families_.batches, VersionLabels(version));
+    VersionSeries& series = versions_[version];
+    ++series.loaded;
+    for (const absl::StatusCode code : kClassifyCodes) Request(series, version, code);
+    if (version != 0) MakeBatchSeries(series, version);  // nothing else goes through the network
   }
   void DropVersion(int64_t version) override {
     absl::MutexLock lock(&mutex_);
-    if (--loaded_[version] > 0) return;
-    loaded_.erase(version);
-    // All series here are this model's: the version alone tells them apart.
-    const std::string label = absl::StrCat(version);
-    requests_.DropWhere(families_.requests, "version", label);
-    images_.DropWhere(families_.images, "version", label);
-    batches_.DropWhere(families_.batches, "version", label);
+    VersionSeries& series = versions_[version];
+    if (--series.loaded > 0) return;
+    for (Counter* counter : series.requests) {
+      if (counter != nullptr) families_.requests.Remove(counter);
+    }
+    families_.images.Remove(series.images);
+    families_.batches.Remove(series.batches);
+    versions_.erase(version);
   }
 
  private:
+  // Kept, as finding a series by its labels takes a microsecond.
+  struct VersionSeries {
+    int loaded = 0;
+    std::array<Counter*, kGrpcCodes> requests{};  // null: not seen yet
+    Counter* images = nullptr;
+    Counter* batches = nullptr;
+  };
+
   Labels VersionLabels(int64_t version) const {
     return {{"model", model_}, {"version", absl::StrCat(version)}};
   }
-  Counter& Request(int64_t version, absl::StatusCode code) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    Labels labels = VersionLabels(version);
-    labels["code"] = std::string(GrpcCodeName(code));
-    return requests_.At(families_.requests, labels);
+  Counter& Request(VersionSeries& series, int64_t version, absl::StatusCode code)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    Counter*& counter = series.requests.at(static_cast<size_t>(code));
+    if (counter == nullptr) {
+      Labels labels = VersionLabels(version);
+      labels["code"] = std::string(GrpcCodeName(code));
+      counter = &families_.requests.Add(labels);
+    }
+    return *counter;
+  }
+  void MakeBatchSeries(VersionSeries& series, int64_t version)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (series.images != nullptr) return;
+    series.images = &families_.images.Add(VersionLabels(version));
+    series.batches = &families_.batches.Add(VersionLabels(version));
   }
 
   const std::string model_;
   const Families families_;
   const Series series_;
   absl::Mutex mutex_;
-  std::map<int64_t, int> loaded_ ABSL_GUARDED_BY(mutex_);
-  SeriesMap<Counter> requests_ ABSL_GUARDED_BY(mutex_);
-  SeriesMap<Counter> images_ ABSL_GUARDED_BY(mutex_);
-  SeriesMap<Counter> batches_ ABSL_GUARDED_BY(mutex_);
+  std::map<int64_t, VersionSeries> versions_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace
@@ -407,15 +472,7 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
     }
   }
   for (const google::protobuf::MethodDescriptor* method : KnownMethods()) {
-    const std::string type(GrpcType(*method));
-    const std::string& service = method->service()->full_name();
-    f.rpc_types[absl::StrCat(service, "/", method->name())] = type;
-    Labels labels{{"grpc_type", type}, {"grpc_service", service}, {"grpc_method", method->name()}};
-    f.rpc_histograms.At(f.rpc_seconds, labels, LatencyBounds());
-    for (int code = 0; code < kGrpcCodes; ++code) {
-      labels["grpc_code"] = std::string(GrpcCodeName(static_cast<absl::StatusCode>(code)));
-      f.rpc_counters.At(f.rpc_handled, labels);
-    }
+    f.AddRpc(method->service()->full_name(), method->name(), std::string(GrpcType(*method)));
   }
 }
 
@@ -436,7 +493,8 @@ ModelMetrics& Metrics::ForModel(absl::string_view model) {
         .request_seconds = f.request_seconds.Add(labels, LatencyBounds()),
         .batch_size = f.batch_size.Add(labels, BatchBounds()),
         .queue = f.queue.Add(labels),
-        .queue_capacity = f.queue_capacity.Add(labels)};
+        .queue_capacity = f.queue_capacity.Add(labels),
+        .predicted_wait = f.predicted_wait.Add(labels)};
     for (const auto& [reason, text] : kRejections) {
       series.rejected[reason] = &f.rejected.Add({{"model", name}, {"reason", std::string(text)}});
     }
@@ -465,6 +523,31 @@ void Metrics::SetModelInfo(absl::string_view model, int64_t version, absl::strin
   info->Set(1);
 }
 
+void Metrics::DropModelInfo(absl::string_view model) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  const auto info = f.model_infos.find(model);
+  if (info == f.model_infos.end()) return;
+  f.model_info.Remove(info->second);
+  f.model_infos.erase(info);
+}
+
+void Metrics::SetAliases(const v1::ModelState& state) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  f.alias_gauges.DropWhere(f.alias_version, "model", state.name());
+  f.traffic_gauges.DropWhere(f.traffic_ratio, "model", state.name());
+  for (const auto& [alias, version] : state.aliases()) {
+    f.alias_gauges.At(f.alias_version, {{"model", state.name()}, {"alias", alias}})
+        .Set(static_cast<double>(version));
+  }
+  if (state.traffic_percent() > 0) {
+    f.traffic_gauges
+        .At(f.traffic_ratio, {{"model", state.name()}, {"alias", state.traffic_alias()}})
+        .Set(state.traffic_percent() / 100);
+  }
+}
+
 void Metrics::ObserveModelLoad(absl::string_view model, absl::Duration duration, bool ok) {
   ForModel(model);  // makes the series at 0
   const Labels labels{{"model", std::string(model)}};
@@ -476,15 +559,17 @@ void Metrics::ObserveModelLoad(absl::string_view model, absl::Duration duration,
 void Metrics::CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
                        absl::Duration duration) {
   Families& f = *families_;
-  absl::MutexLock lock(&f.mutex);
-  const auto type = f.rpc_types.find(absl::StrCat(service, "/", method));
-  Labels labels{{"grpc_type", type == f.rpc_types.end() ? "unary" : type->second},
-                {"grpc_service", std::string(service)},
-                {"grpc_method", std::string(method)}};
-  f.rpc_histograms.At(f.rpc_seconds, labels, LatencyBounds())
-      .Observe(absl::ToDoubleSeconds(duration));
-  labels["grpc_code"] = std::string(GrpcCodeName(code));
-  f.rpc_counters.At(f.rpc_handled, labels).Increment();
+  const Families::RpcSeries* series = nullptr;
+  {
+    absl::MutexLock lock(&f.mutex);
+    series = &f.FindRpc(service, method);
+  }
+  series->seconds->Observe(absl::ToDoubleSeconds(duration));
+  series->handled.at(static_cast<size_t>(code))->Increment();
+}
+
+void Metrics::CountRefusedCall(Refusal reason) {
+  (reason == Refusal::kAuth ? families_->refused_auth : families_->refused_scope).Increment();
 }
 
 void Metrics::SetJobs(const std::map<v1::JobState, int>& jobs) {

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "proto/lifecycle.pb.h"
 #include "proto/training.pb.h"
 
 namespace prometheus {
@@ -27,7 +28,16 @@ namespace pyramid {
 class ModelMetrics {
  public:
   enum class Stage { kDecode, kQueue, kForward, kRank };
-  enum class Rejection { kQueueFull, kExpired, kCancelled, kDraining, kInvalid, kDecode };
+  enum class Rejection {
+    kQueueFull,
+    kPredictedLate,
+    kExpired,
+    kCancelled,
+    kDraining,
+    kInvalid,
+    kDecode,
+    kRate
+  };
 
   virtual ~ModelMetrics() = default;
   virtual void CountRequest(
@@ -47,6 +57,8 @@ class ModelMetrics {
   // Changes …queue_images and …queue_capacity_images{model}, which are sums over the loaded
   // versions.
   virtual void AddQueue(int images, int capacity) = 0;
+  // pyramid_serving_predicted_wait_seconds{model}: of a picture that comes now.
+  virtual void SetPredictedWait(absl::Duration wait) = 0;
   // The series of a version start at 0 when it is loaded and go when it is unloaded. Calls are
   // paired; a version may be loaded twice.
   virtual void StartVersion(int64_t version) = 0;
@@ -69,12 +81,22 @@ class Metrics {
   void SetModelInfo(
       absl::string_view model, int64_t version,
       absl::string_view digest);  // pyramid_serving_model_info = 1; drops the old version's
+  void DropModelInfo(absl::string_view model);  // nothing of it is stable or loaded
+  // pyramid_serving_alias_version{model,alias}, pyramid_serving_traffic_ratio{model,alias} of the
+  // alias that shares traffic; aliases that are gone lose theirs.
+  void SetAliases(const v1::ModelState& state);
   void ObserveModelLoad(absl::string_view model, absl::Duration duration,
                         bool ok);  // pyramid_serving_model_load_duration_seconds, …failures_total
   // grpc_server_handled_total, grpc_server_handling_seconds
   // {grpc_type,grpc_service,grpc_method[,grpc_code]}
   void CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
                 absl::Duration duration);
+  // Calls refused before their message was read.
+  enum class Refusal {
+    kAuth,  // no key, or one that isn't known or has expired
+    kScope  // the key is good, but not for this
+  };
+  void CountRefusedCall(Refusal reason);  // pyramid_refused_calls_total{reason}
 
   // Training.
   void SetJobs(

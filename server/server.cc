@@ -17,6 +17,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "model/checkpoint.h"
 #include "model/classifier.h"
 #include "model/device.h"
@@ -24,11 +25,24 @@
 #include "proto/base/file.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
+#include "server/health.h"
 #include "server/http.h"
 #include "server/metrics.h"
 #include "server/rpc/classification_service.h"
+#include "server/rpc/inference_service.h"
+#include "server/rpc/model_service.h"
+#include "server/rpc/open_inference.h"
+#include "server/rpc/rate_gate.h"
+#include "server/rpc/rest_v2.h"
 #include "server/rpc/training_service.h"
 #include "server/rpc/worker_service.h"
+#include "server/security/access.h"
+#include "server/security/call_log.h"
+#include "server/security/exposure.h"
+#include "server/security/grpc_credentials.h"
+#include "server/security/http_guard.h"
+#include "server/security/public_text.h"
+#include "server/security/tls_files.h"
 #include "server/serving/classify.h"
 #include "server/serving/model_registry.h"
 #include "server/training/job_manager.h"
@@ -103,7 +117,53 @@ std::filesystem::path WorkerProgram(const ServerConfig& config) {
   return std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path() / "pyramid-worker";
 }
 
-JobManager::Options ManagerOptions(const ServerConfig& config) {
+std::filesystem::path Absolute(const std::filesystem::path& path) {
+  std::error_code error;
+  return path.empty() ? path : std::filesystem::absolute(path, error);
+}
+
+// What the workers of an attempt show the server: a token of their own, and where clients need a
+// certificate, one.
+std::vector<std::string> WorkerEnvironment(const ServerConfig& config, const Access& access,
+                                           const std::string& job_id, int64_t epoch) {
+  std::vector<std::string> variables;
+  if (const std::string token = access.WorkerToken(job_id, epoch); !token.empty()) {
+    variables.push_back(absl::StrCat("PYRAMID_WORKER_TOKEN=", token));
+  }
+  const ServerConfig::Security& security = config.security;
+  if (!security.tls_client_ca.empty()) {
+    const bool own = !security.worker_cert.empty();
+    variables.push_back(absl::StrCat(
+        "PYRAMID_TLS_CERT=", Absolute(own ? security.worker_cert : security.tls_cert).string()));
+    variables.push_back(absl::StrCat(
+        "PYRAMID_TLS_KEY=", Absolute(own ? security.worker_key : security.tls_key).string()));
+  }
+  return variables;
+}
+
+Protection ProtectionOf(const ServerConfig& config) {
+  return {.keys = !config.security.keys.empty(),
+          .tls = !config.security.tls_cert.empty(),
+          .client_certificates = !config.security.tls_client_ca.empty(),
+          .allow_insecure = config.security.allow_insecure};
+}
+
+// The headers that credentials point into.
+struct HeaderCredentials {
+  explicit HeaderCredentials(const RestRequest& request)
+      : authorization(request.header("authorization")), api_key(request.header("x-api-key")) {}
+  Credentials view() const { return {.authorization = authorization, .api_key = api_key}; }
+  std::string authorization;
+  std::string api_key;
+};
+
+// Of "/v2/models/NAME/…"; empty for other paths.
+absl::string_view ModelInPath(absl::string_view path) {
+  if (!absl::ConsumePrefix(&path, "/v2/models/")) return "";
+  return path.substr(0, path.find('/'));
+}
+
+JobManager::Options ManagerOptions(const ServerConfig& config, const Access& access) {
   JobManager::Options options;
   options.data = config.data;
   options.cores = std::max(1u, std::thread::hardware_concurrency());
@@ -114,17 +174,35 @@ JobManager::Options ManagerOptions(const ServerConfig& config) {
   options.limits.stop_grace = config.training.stop_grace;
   options.reattach_window = config.training.reattach_window;
   options.find_checkpoints = FindCheckpoints;
+  options.worker_environment = [&config, &access](const std::string& job_id, int64_t epoch) {
+    return WorkerEnvironment(config, access, job_id, epoch);
+  };
   return options;
+}
+
+// Instances share the cores unless somebody says otherwise: so many times all threads is how
+// servers collapse.
+int ForwardThreads(const ServerConfig::Serving& serving) {
+  if (serving.forward_threads > 0 || serving.instances == 1) return serving.forward_threads;
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return std::max(1, cores / serving.instances);
 }
 
 ModelRegistry::Options RegistryOptions(const ServerConfig& config) {
   ModelRegistry::Options options;
   options.folder = config.data / "models";
   options.device = config.serving.device;
-  options.forward_threads = config.serving.forward_threads;
+  options.forward_threads = ForwardThreads(config.serving);
+  options.load_threads = config.promotion.load_threads;
+  options.gates = {.min_top1 = config.promotion.min_top1,
+                   .max_latency = config.promotion.max_latency,
+                   .latency_batch = config.promotion.latency_batch,
+                   .min_agreement = config.promotion.min_agreement,
+                   .require_self_test = config.promotion.require_self_test};
   options.batching.max_batch = config.serving.max_batch;
   options.batching.max_delay = config.serving.max_delay;
   options.batching.max_queue = config.serving.max_queue;
+  options.batching.device = std::make_shared<DeviceTurns>(config.serving.instances);
   return options;
 }
 
@@ -137,7 +215,25 @@ ClassifyPipeline::Options PipelineOptions(const ServerConfig& config) {
   options.decode.max_pixels = config.serving.max_picture_pixels;
   options.decode.max_side = config.serving.max_picture_side;
   options.decode.max_pixels_per_byte = config.serving.max_pixels_per_byte;
+  options.refuse_non_finite = config.serving.refuse_non_finite;
   return options;
+}
+
+void SetConnections(const ServerConfig::Connections& connections, grpc::ServerBuilder& builder) {
+  const auto set = [&](const char* name, absl::Duration duration) {
+    builder.AddChannelArgument(name, static_cast<int>(absl::ToInt64Milliseconds(duration)));
+  };
+  // Clients may ping this often, also while nothing is in flight.
+  set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, connections.min_ping_interval);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  set(GRPC_ARG_KEEPALIVE_TIME_MS, connections.keepalive_time);
+  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, connections.keepalive_timeout);
+  if (connections.max_age > absl::ZeroDuration()) {
+    set(GRPC_ARG_MAX_CONNECTION_AGE_MS, connections.max_age);
+    set(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, connections.max_age_grace);
+  }
+  builder.SetResourceQuota(
+      grpc::ResourceQuota("server").Resize(static_cast<size_t>(connections.memory_bytes)));
 }
 
 // "[::1]" for an IPv6 address.
@@ -149,26 +245,40 @@ std::string HostForUrl(const std::string& host) {
 
 // In the order in which they are made; destroyed in reverse.
 struct Server::Parts {
-  explicit Parts(const ServerConfig& server_config) : config(server_config) {}
+  explicit Parts(const ServerConfig& server_config)
+      : config(server_config), text(server_config.data) {}
 
   const ServerConfig config;
   std::unique_ptr<FolderLock> lock;
   Metrics metrics;
+  const PublicText text;
+  std::unique_ptr<Access> access;
+  std::shared_ptr<TlsFiles> tls;  // null: plain text
+  std::unique_ptr<CallLog> calls;
+  std::unique_ptr<HttpGuard> guard;
   std::unique_ptr<ModelRegistry> registry;
+  std::unique_ptr<RateGate> rates;
   std::unique_ptr<ClassifyPipeline> pipeline;
   LocalLauncher launcher;
   std::unique_ptr<JobManager> manager;
   std::unique_ptr<ClassificationService> classification;
+  std::unique_ptr<OpenInference> open_inference;
+  std::unique_ptr<InferenceService> inference;
+  std::unique_ptr<RestV2> rest;
+  std::unique_ptr<ModelService> models;
   std::unique_ptr<TrainingService> training;
   std::unique_ptr<WorkerService> worker;
   std::unique_ptr<grpc::Server> grpc;
+  std::unique_ptr<HealthFeed> health;
   std::string grpc_address;
   std::atomic<bool> ready{false};
   std::unique_ptr<HttpServer> http;
   std::unique_ptr<prometheus::Exposer> exposer;
   std::string metrics_address;
 
+  absl::Status Guard();
   absl::Status ListenGrpc();
+  absl::Status ListenHttp();
   absl::Status ListenMetrics();
   absl::Status Announce();
   absl::StatusOr<v1::PromoteCheckpointResponse> Promote(
@@ -179,14 +289,34 @@ struct Server::Parts {
 absl::StatusOr<v1::PromoteCheckpointResponse> Server::Parts::Promote(
     const std::filesystem::path& checkpoint, const v1::PromoteCheckpointRequest& request) {
   ASSIGN_OR_RETURN(const ModelRegistry::Promoted promoted,
-                   registry->Promote(checkpoint, request.model(), request.dtype()));
-  v1::PromoteCheckpointResponse response;
-  response.set_model(request.model());
-  response.set_version(promoted.version);
-  response.set_digest(promoted.digest);
-  response.set_existed(promoted.existed);
-  for (const std::string& gate : promoted.gates) response.add_gates(gate);
-  return response;
+                   registry->Promote(checkpoint, request.model(), PromotionOf(request)));
+  return ResponseOf(request, promoted);
+}
+
+// Keys and certificates, before anything listens.
+absl::Status Server::Parts::Guard() {
+  const Protection protection = ProtectionOf(config);
+  RETURN_IF_ERROR(CheckExposure(config.host, protection));
+  if (const std::string open = Exposed(config.host, protection); !open.empty()) {
+    log::Warning("exposed", {{"host", config.host}, {"what", open}});
+  }
+  if (!IsLoopback(config.metrics_host)) {
+    log::Warning("exposed", {{"host", config.metrics_host},
+                             {"what", "whoever connects may read the metrics, in plain text"}});
+  }
+  ASSIGN_OR_RETURN(access, Access::Create({.keys = config.security.keys,
+                                           .worker_secret = config.data / "worker.secret"},
+                                          metrics));
+  if (!config.security.tls_cert.empty()) {
+    ASSIGN_OR_RETURN(tls, TlsFiles::Open({.certificate = config.security.tls_cert,
+                                          .private_key = config.security.tls_key,
+                                          .client_ca = config.security.tls_client_ca}));
+  }
+  calls =
+      std::make_unique<CallLog>(CallLog::Options{.every_call = config.access_log}, text, *access);
+  guard = std::make_unique<HttpGuard>(HttpGuard::Options{.every_call = config.access_log}, text,
+                                      *access);
+  return absl::OkStatus();
 }
 
 absl::Status Server::Parts::ListenGrpc() {
@@ -196,13 +326,16 @@ absl::Status Server::Parts::ListenGrpc() {
   // With SO_REUSEPORT two servers would share a port unnoticed.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(static_cast<int>(config.serving.max_message_bytes));
-  // Clients may ping every 10 s, also while nothing is in flight.
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  SetConnections(config.connections, builder);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(calls->Factory());
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   int port = 0;
   builder.AddListeningPort(absl::StrCat(HostForUrl(config.host), ":", config.grpc_port),
-                           grpc::InsecureServerCredentials(), &port);
+                           MakeServerCredentials(*access, tls), &port);
   builder.RegisterService(classification.get());
+  builder.RegisterService(inference.get());
+  builder.RegisterService(models.get());
   builder.RegisterService(training.get());
   builder.RegisterService(worker.get());
   grpc = builder.BuildAndStart();
@@ -213,19 +346,49 @@ absl::Status Server::Parts::ListenGrpc() {
                      "choose another with --grpc-port"));
   }
   grpc_address = absl::StrCat(HostForUrl(config.host), ":", port);
-  grpc::HealthCheckServiceInterface* health = grpc->GetHealthCheckService();
-  health->SetServingStatus("pyramid.v1.ClassificationService", true);
-  health->SetServingStatus("pyramid.v1.TrainingService", true);
+  health = std::make_unique<HealthFeed>(
+      *grpc->GetHealthCheckService(),
+      std::vector<std::string>{v1::ClassificationService::service_full_name(),
+                               inference::GRPCInferenceService::service_full_name(),
+                               v1::ModelService::service_full_name(),
+                               v1::TrainingService::service_full_name(),
+                               v1::WorkerService::service_full_name()},
+      [this] { return registry->Readiness(); });
+  return absl::OkStatus();
+}
+
+absl::Status Server::Parts::ListenHttp() {
+  HttpServer::Options options;
+  options.host = config.host;
+  options.port = config.http_port;
+  options.max_body_bytes = config.serving.max_message_bytes;
+  options.ready = [this] { return ready.load(); };
+  options.admit = [this](const RestRequest& request) {
+    return guard->Admit(request.method, request.path, HeaderCredentials(request).view());
+  };
+  options.guard = guard.get();
+  options.tls = tls.get();
+  options.answer = [this](RestRequest& request) {
+    const HeaderCredentials credentials(request);
+    const auto caller = access->Identify(credentials.view());
+    if (caller.ok() && *caller != nullptr) request.actor = (*caller)->name();
+    request.charge = [this, &credentials,
+                      model = ModelInPath(request.path)](int pictures) -> absl::Status {
+      return rates->Pass(credentials.view(), model, pictures);
+    };
+    return rest->Answer(request);
+  };
+  ASSIGN_OR_RETURN(http, HttpServer::Start(std::move(options)));
   return absl::OkStatus();
 }
 
 absl::Status Server::Parts::ListenMetrics() {
-  const std::string wanted = absl::StrCat(HostForUrl(config.host), ":", config.metrics_port);
+  const std::string host = HostForUrl(config.metrics_host);
+  const std::string wanted = absl::StrCat(host, ":", config.metrics_port);
   try {
     exposer = std::make_unique<prometheus::Exposer>(wanted, 2);
     exposer->RegisterCollectable(metrics.registry());
-    metrics_address =
-        absl::StrCat(HostForUrl(config.host), ":", exposer->GetListeningPorts().at(0));
+    metrics_address = absl::StrCat(host, ":", exposer->GetListeningPorts().at(0));
   } catch (const std::exception&) {
     return absl::UnavailableError(
         absl::StrCat("can't listen on ", wanted,
@@ -237,10 +400,15 @@ absl::Status Server::Parts::ListenMetrics() {
 
 // Workers and clients find us by this file.
 absl::Status Server::Parts::Announce() {
-  const nlohmann::json json = {{"grpc", grpc_address},
-                               {"http", absl::StrCat(HostForUrl(config.host), ":", http->port())},
-                               {"metrics", metrics_address},
-                               {"pid", getpid()}};
+  nlohmann::json json = {{"grpc", grpc_address},
+                         {"http", absl::StrCat(HostForUrl(config.host), ":", http->port())},
+                         {"metrics", metrics_address},
+                         {"pid", getpid()}};
+  if (tls != nullptr) {
+    const std::filesystem::path& trusted =
+        config.security.tls_ca.empty() ? config.security.tls_cert : config.security.tls_ca;
+    json["tls"] = {{"ca", Absolute(trusted).string()}, {"name", tls->Current()->name}};
+  }
   return WriteFileAtomically(config.data / "server.json", json.dump(2) + "\n");
 }
 
@@ -255,29 +423,41 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   Parts& p = *parts;
   ASSIGN_OR_RETURN(p.lock, FolderLock::Take(absolute.data));
 
+  RETURN_IF_ERROR(p.Guard());
+
   // Serving.
   p.registry = std::make_unique<ModelRegistry>(RegistryOptions(absolute), LoadClassifier,
                                                RunSelfTest, p.metrics);
   RETURN_IF_ERROR(p.registry->Start());
   p.pipeline =
       std::make_unique<ClassifyPipeline>(PipelineOptions(absolute), *p.registry, p.metrics);
-  p.classification = std::make_unique<ClassificationService>(*p.pipeline, *p.registry, p.metrics,
-                                                             absolute.serving.max_message_bytes);
+  p.rates = std::make_unique<RateGate>(*p.access, *p.registry);
+  p.classification = std::make_unique<ClassificationService>(
+      *p.pipeline, *p.registry, p.metrics, absolute.serving.max_message_bytes, p.rates.get());
+  p.models = std::make_unique<ModelService>(*p.registry, p.metrics);
+  p.open_inference = std::make_unique<OpenInference>(
+      OpenInference::Options{.server_version = PYRAMID_VERSION,
+                             .device = absolute.serving.device,
+                             .batching = RegistryOptions(absolute).batching,
+                             .ready = [&p] { return p.ready.load(); }},
+      *p.pipeline, *p.registry);
+  p.inference = std::make_unique<InferenceService>(*p.open_inference, p.metrics, p.rates.get());
+  p.rest = std::make_unique<RestV2>(*p.open_inference);
 
   // Training.
-  ASSIGN_OR_RETURN(p.manager, JobManager::Create(ManagerOptions(absolute), p.launcher, p.metrics));
+  ASSIGN_OR_RETURN(p.manager,
+                   JobManager::Create(ManagerOptions(p.config, *p.access), p.launcher, p.metrics));
   p.training = std::make_unique<TrainingService>(
       *p.manager,
       [&p](const std::filesystem::path& checkpoint, const v1::PromoteCheckpointRequest& request) {
         return p.Promote(checkpoint, request);
       },
       p.metrics);
-  p.worker = std::make_unique<WorkerService>(*p.manager, p.metrics);
+  p.worker = std::make_unique<WorkerService>(*p.manager, p.metrics, p.access.get());
 
   // Ports.
   RETURN_IF_ERROR(p.ListenGrpc());
-  ASSIGN_OR_RETURN(p.http, HttpServer::Start(absolute.host, absolute.http_port,
-                                             [&p] { return p.ready.load(); }));
+  RETURN_IF_ERROR(p.ListenHttp());
   RETURN_IF_ERROR(p.ListenMetrics());
   RETURN_IF_ERROR(p.Announce());
   p.manager->Start();
@@ -296,23 +476,28 @@ Server::~Server() {
   if (parts_->grpc != nullptr) parts_->grpc->Shutdown(std::chrono::system_clock::now());
 }
 
+// In this order: health says NOT_SERVING and calls are still taken for a while, so that whoever
+// sends them hears of it first; new calls are refused while those that were taken are answered; the
+// ports close. Workers save from the beginning.
 void Server::Drain() {
   Parts& p = *parts_;
-  const absl::Time until = absl::Now() + p.config.drain_timeout;
+  const absl::Duration delay = p.config.drain_delay;
+  const absl::Time until = absl::Now() + delay + p.config.drain_timeout;
   p.ready = false;
-  p.grpc->GetHealthCheckService()->SetServingStatus(false);
-  // Side by side: accepted requests finish while workers save. Their calls are served until both
-  // are done.
-  std::thread requests([&p, until] {
+  p.health->Stop();
+  std::thread requests([&p, delay, until] {
+    absl::SleepFor(delay);
     if (!p.pipeline->Drain(until))
       log::Warning("drain_timeout", {{"what", "classification requests"}});
   });
-  p.manager->Drain(p.config.drain_timeout);
+  p.manager->Drain(p.config.drain_timeout);  // its workers' calls are served meanwhile
   requests.join();
   // What was accepted has been answered. The moment is for the last bytes on their way: a graceful
   // end waits for every idle client to acknowledge it, and one that isn't polling its channel never
   // does.
   p.grpc->Shutdown(absl::ToChronoTime(absl::Now() + absl::Milliseconds(500)));
+  p.http = nullptr;  // waits for its answers in progress
+  log::Info("drained", {{"calls_begun", p.calls->begun()}, {"calls_ended", p.calls->ended()}});
 }
 
 const std::string& Server::grpc_address() const { return parts_->grpc_address; }

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <deque>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -12,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "proto/base/channel.h"
 #include "proto/base/file.h"
 #include "proto/base/grpc_status.h"
 #include "proto/base/log.h"
@@ -174,11 +176,19 @@ class CoordinatorClientImpl final : public CoordinatorClient {
   absl::Status Call(absl::string_view name, Function&& function) {
     if (stub_ == nullptr) {
       ASSIGN_OR_RETURN(address_, ServerAddressFrom(options_.server_file));
+      ChannelSecurity security{.key = options_.key,
+                               .ca = options_.tls_ca,
+                               .cert = options_.tls_cert,
+                               .private_key = options_.tls_key};
+      if (const auto text = ReadFile(options_.server_file, 1 << 20); text.ok()) {
+        FillFromServerFile(*text, security);
+      }
       grpc::ChannelArguments arguments;
       arguments.SetInt("grpc.enable_http_proxy", 0);
       arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
-      stub_ = v1::WorkerService::NewStub(
-          grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
+      ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                       OpenChannel(address_, security, arguments));
+      stub_ = v1::WorkerService::NewStub(channel);
     }
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + options_.call_timeout));
@@ -209,6 +219,18 @@ class CoordinatorClientImpl final : public CoordinatorClient {
 };
 
 }  // namespace
+
+void CoordinatorClient::FromEnvironment(Options& options) {
+  const auto variable = [](const char* name) -> std::string {
+    const char* value = std::getenv(name);
+    return value == nullptr ? "" : value;
+  };
+  options.key = variable("PYRAMID_WORKER_TOKEN");
+  if (options.key.empty()) options.key = variable("PYRAMID_KEY");
+  options.tls_ca = variable("PYRAMID_TLS_CA");
+  options.tls_cert = variable("PYRAMID_TLS_CERT");
+  options.tls_key = variable("PYRAMID_TLS_KEY");
+}
 
 std::unique_ptr<CoordinatorClient> CoordinatorClient::Start(Options options) {
   return std::make_unique<CoordinatorClientImpl>(std::move(options));

@@ -24,8 +24,13 @@ class CoordinatorClient {
  public:
   struct Options {
     v1::WorkerId worker;
-    std::filesystem::path server_file;           // server.json
-    std::string device;                          // as opened
+    std::filesystem::path server_file;  // server.json
+    std::string device;                 // as opened
+    // Shown to the server, beside what server.json says of TLS. FromEnvironment fills it.
+    std::string key;
+    std::filesystem::path tls_ca;
+    std::filesystem::path tls_cert;
+    std::filesystem::path tls_key;
     absl::Duration interval = absl::Seconds(1);  // between reports
     absl::Duration call_timeout = absl::Seconds(5);
     absl::Duration finish_patience = absl::Seconds(60);
@@ -33,6 +38,10 @@ class CoordinatorClient {
     // begun. A worker exits here at once.
     std::function<void(const std::string& why)> on_stale;
   };
+
+  // The key and the files that the environment names: PYRAMID_WORKER_TOKEN, which the server gives
+  // to the workers it starts, else PYRAMID_KEY; PYRAMID_TLS_CA, PYRAMID_TLS_CERT, PYRAMID_TLS_KEY.
+  static void FromEnvironment(Options& options);
 
   // Starts the thread; it registers first, and goes on trying while the coordinator can't be
   // reached.

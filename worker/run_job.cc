@@ -465,6 +465,7 @@ std::unique_ptr<CoordinatorClient> CallCoordinator(const JobOptions& options,
   client.worker = worker;
   client.server_file = options.server_file;
   client.device = options.device;
+  CoordinatorClient::FromEnvironment(client);
   client.interval = worker.rank() == 0 ? absl::Seconds(1) : absl::Seconds(2);
   client.on_stale = [](const std::string& why) {
     std::fprintf(stderr,

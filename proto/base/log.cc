@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 
@@ -21,21 +22,50 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
-// Quotes a value that holds anything but plain characters; control characters never reach the log
-// unescaped.
+// How many bytes a well-formed character of UTF-8 takes that begins `text`; 0: none does.
+size_t CharacterLength(absl::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char first = byte(0);
+  if (first < 0x80) return 1;
+  const size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+  if (first < 0xc2 || first > 0xf4 || text.size() < length) return 0;
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  // Longer than need be, surrogates, beyond U+10FFFF.
+  if ((first == 0xe0 && byte(1) < 0xa0) || (first == 0xed && byte(1) > 0x9f) ||
+      (first == 0xf0 && byte(1) < 0x90) || (first == 0xf4 && byte(1) > 0x8f)) {
+    return 0;
+  }
+  return length;
+}
+
+void AppendEscape(std::string& out, unsigned char code) {
+  absl::StrAppend(&out, "\\u00", absl::Hex(code, absl::kZeroPad2));
+}
+
+// As a JSON string. Control characters and what isn't UTF-8 never reach the log as they are: text
+// of a caller's can't end a line, move a cursor, or break a reader of JSON.
 void AppendQuoted(std::string& out, absl::string_view value) {
   out += '"';
-  for (const char c : value) {
-    if (c == '"' || c == '\\') {
+  for (size_t at = 0; at < value.size();) {
+    const size_t length = CharacterLength(value.substr(at));
+    const auto first = static_cast<unsigned char>(value[at]);
+    if (length == 0) {
+      out += "\\ufffd";
+    } else if (length == 1 && (first == '"' || first == '\\')) {
       out += '\\';
-      out += c;
-    } else if (c == '\n') {
+      out += value[at];
+    } else if (first == '\n') {
       out += "\\n";
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      absl::StrAppend(&out, "\\u00", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad2));
+    } else if (first < 0x20 || first == 0x7f) {
+      AppendEscape(out, first);
+    } else if (first == 0xc2 && static_cast<unsigned char>(value[at + 1]) < 0xa0) {
+      AppendEscape(out, static_cast<unsigned char>(value[at + 1]));  // U+0080 … U+009F
     } else {
-      out += c;
+      absl::StrAppend(&out, value.substr(at, length));
     }
+    at += std::max<size_t>(length, 1);
   }
   out += '"';
 }
@@ -43,9 +73,22 @@ void AppendQuoted(std::string& out, absl::string_view value) {
 bool IsPlain(absl::string_view value) {
   if (value.empty()) return false;
   for (const char c : value) {
-    if (c <= ' ' || c == '"' || c == '\\' || c == '=' || c == 0x7f) return false;
+    if (c <= ' ' || c == '"' || c == '\\' || c == '=' || c >= 0x7f) return false;
   }
   return true;
+}
+
+void AppendJson(std::string& out, const Field& field) {
+  // "inf" and "nan" are no numbers to JSON.
+  const bool number = field.kind == Field::Kind::kNumber &&
+                      field.value.find_first_not_of("0123456789+-.e") == std::string::npos;
+  if (number) {
+    out += field.value;
+  } else if (field.kind == Field::Kind::kBool) {
+    out += field.value == "1" ? "true" : "false";
+  } else {
+    AppendQuoted(out, field.value);
+  }
 }
 
 void Write(spdlog::level::level_enum level, absl::string_view event,
@@ -54,15 +97,14 @@ void Write(spdlog::level::level_enum level, absl::string_view event,
   if (!logger.should_log(level)) return;
   std::string line;
   if (use_json.load(std::memory_order_relaxed)) {
-    line = "{\"event\":";
+    line = "\"event\":";
     AppendQuoted(line, event);
     for (const Field& field : fields) {
       line += ',';
       AppendQuoted(line, field.name);
       line += ':';
-      AppendQuoted(line, field.value);
+      AppendJson(line, field);
     }
-    line += '}';
   } else {
     line = std::string(event);
     for (const Field& field : fields) {
@@ -85,7 +127,7 @@ void Configure(Level level, bool json) {
                                                           spdlog::level::off};
   Logger().set_level(kLevels[static_cast<int>(level)]);
   use_json = json;
-  Logger().set_pattern(json ? "{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",\"log\":%v}"
+  Logger().set_pattern(json ? "{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",%v}"
                             : "%Y-%m-%dT%H:%M:%S.%e %L %v");
 }
 

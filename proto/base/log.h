@@ -8,6 +8,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -15,16 +16,25 @@
 namespace pyramid::log {
 
 struct Field {
+  enum class Kind { kText, kNumber, kBool };
   template <typename T>
   Field(absl::string_view field_name, const T& field_value)  // NOLINT(google-explicit-constructor)
-      : name(field_name), value(absl::StrCat(field_value)) {}
+      : name(field_name), value(absl::StrCat(field_value)) {
+    if (std::is_same_v<T, bool>) {
+      kind = Kind::kBool;
+    } else if (std::is_arithmetic_v<T>) {
+      kind = Kind::kNumber;
+    }
+  }
   absl::string_view name;
   std::string value;
+  Kind kind = Kind::kText;
 };
 
 enum class Level { kDebug, kInfo, kWarning, kError, kOff };
 
-// Lines below `level` are dropped. Default kInfo. `json`: one JSON object a line instead of text.
+// Lines below `level` are dropped. Default kInfo. `json`: one JSON object a line instead of text:
+// {"time": …, "level": …, "event": …, and the fields}; numbers are numbers there.
 void Configure(Level level, bool json = false);
 
 void Debug(absl::string_view event, std::initializer_list<Field> fields = {});

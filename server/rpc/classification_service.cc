@@ -1,27 +1,17 @@
 #include "server/rpc/classification_service.h"
 
 #include <atomic>
-#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
 #include "server/rpc/handle.h"
-#include "server/serving/pushback.h"
+#include "server/security/grpc_credentials.h"
 
 namespace pyramid {
 namespace {
 
 const char* ServiceName() { return v1::ClassificationService::service_full_name(); }
-
-// The client's deadline; a client that sets none has the largest time there is.
-absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
-  const auto deadline = context.deadline();
-  return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture()
-                                                                  : absl::FromChrono(deadline);
-}
 
 // Lives from the call's arrival to gRPC's OnDone.
 class ClassifyReactor final : public grpc::ServerUnaryReactor {
@@ -30,15 +20,21 @@ class ClassifyReactor final : public grpc::ServerUnaryReactor {
                   Metrics& metrics)
       : context_(context), response_(response), call_(metrics, ServiceName(), "Classify") {}
 
-  void Run(ClassifyPipeline& pipeline, const v1::ClassifyRequest& request) {
+  void Run(ClassifyPipeline& pipeline, const v1::ClassifyRequest& request, const RateGate* rates) {
+    AddRequestId(request.request_id(), context_);
+    if (rates != nullptr) {
+      const absl::Status passed =
+          rates->Pass(CredentialsOf(context_), request.model(), request.pictures_size());
+      if (!passed.ok()) {
+        AddPushback(passed, context_);
+        return Finish(call_.End(passed));
+      }
+    }
     // Nothing of this object may be touched after Finish, which may come before Classify returns.
     pipeline.Classify(request, DeadlineOf(context_), cancelled_,
                       [this](absl::StatusOr<v1::ClassifyResponse> result) {
                         if (result.ok()) response_ = *std::move(result);
-                        const int64_t pushback = PushbackMillis(result.status());
-                        if (pushback >= 0) {
-                          context_.AddTrailingMetadata(kPushbackKey, absl::StrCat(pushback));
-                        }
+                        AddPushback(result.status(), context_);
                         Finish(call_.End(result.status()));
                       });
   }
@@ -57,17 +53,18 @@ class ClassifyReactor final : public grpc::ServerUnaryReactor {
 
 ClassificationService::ClassificationService(ClassifyPipeline& pipeline,
                                              const ModelRegistry& registry, Metrics& metrics,
-                                             int64_t max_message_bytes)
+                                             int64_t max_message_bytes, const RateGate* rates)
     : pipeline_(pipeline),
       registry_(registry),
       metrics_(metrics),
-      max_message_bytes_(max_message_bytes) {}
+      max_message_bytes_(max_message_bytes),
+      rates_(rates) {}
 
 grpc::ServerUnaryReactor* ClassificationService::Classify(grpc::CallbackServerContext* context,
                                                           const v1::ClassifyRequest* request,
                                                           v1::ClassifyResponse* response) {
   auto* reactor = new ClassifyReactor(*context, *response, metrics_);  // deletes itself in OnDone
-  reactor->Run(pipeline_, *request);
+  reactor->Run(pipeline_, *request, rates_);
   return reactor;
 }
 

@@ -8,21 +8,18 @@
 #include "grpcpp/grpcpp.h"
 #include "proto/classification.grpc.pb.h"
 #include "server/metrics.h"
+#include "server/rpc/rate_gate.h"
 #include "server/serving/classify.h"
 #include "server/serving/model_registry.h"
 
 namespace pyramid {
 
-// The key of the trailing metadata that says when to come back, in milliseconds, with
-// RESOURCE_EXHAUSTED.
-inline constexpr char kPushbackKey[] = "grpc-retry-pushback-ms";
-
 class ClassificationService final : public v1::ClassificationService::CallbackService {
  public:
   // All must outlive the service. `max_message_bytes`: what the server was built with; ListModels
-  // tells it.
+  // tells it. `rates` null: no limits.
   ClassificationService(ClassifyPipeline& pipeline, const ModelRegistry& registry, Metrics& metrics,
-                        int64_t max_message_bytes);
+                        int64_t max_message_bytes, const RateGate* rates = nullptr);
 
   grpc::ServerUnaryReactor* Classify(grpc::CallbackServerContext* context,
                                      const v1::ClassifyRequest* request,
@@ -36,6 +33,7 @@ class ClassificationService final : public v1::ClassificationService::CallbackSe
   const ModelRegistry& registry_;
   Metrics& metrics_;
   const int64_t max_message_bytes_;
+  const RateGate* const rates_;
 };
 
 }  // namespace pyramid

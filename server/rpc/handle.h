@@ -13,19 +13,47 @@
 #ifndef PYRAMID_SERVER_RPC_HANDLE_H_
 #define PYRAMID_SERVER_RPC_HANDLE_H_
 
+#include <chrono>
+#include <cstdint>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "grpcpp/server_context.h"
 #include "grpcpp/support/status.h"
 #include "proto/base/grpc_status.h"
-#include "proto/base/log.h"
 #include "server/metrics.h"
+#include "server/security/trace.h"
+#include "server/serving/pushback.h"
 
 namespace pyramid {
+
+// The key of the trailing metadata that says when to come back, in milliseconds, with
+// RESOURCE_EXHAUSTED.
+inline constexpr char kPushbackKey[] = "grpc-retry-pushback-ms";
+
+// The client's deadline; a client that sets none has the largest time there is.
+inline absl::Time DeadlineOf(const grpc::ServerContextBase& context) {
+  const auto deadline = context.deadline();
+  return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture()
+                                                                  : absl::FromChrono(deadline);
+}
+
+// Before the call is finished with `status`.
+inline void AddPushback(const absl::Status& status, grpc::ServerContextBase& context) {
+  const int64_t millis = PushbackMillis(status);
+  if (millis >= 0) context.AddTrailingMetadata(kPushbackKey, absl::StrCat(millis));
+}
+
+// An id that the request itself holds is the call's, in the log and in the trailing metadata.
+inline void AddRequestId(absl::string_view id, grpc::ServerContextBase& context) {
+  if (!id.empty() && RequestIdFrom(id) == id)
+    context.AddTrailingMetadata(kRequestId, std::string(id));
+}
 
 // One call in progress. Not thread-safe.
 class RpcCall {
@@ -34,17 +62,10 @@ class RpcCall {
   RpcCall(Metrics& metrics, absl::string_view service, absl::string_view method)
       : metrics_(metrics), service_(service), method_(method), started_(absl::Now()) {}
 
-  // Counts the call and gives the status to finish it with. Once. What points at us or at a broken
-  // store goes to the log as well.
+  // Counts the call and gives the status to finish it with. Once. server/security/call_log.h writes
+  // the log.
   grpc::Status End(const absl::Status& status) {
     metrics_.CountRpc(service_, method_, status.code(), absl::Now() - started_);
-    if (status.code() == absl::StatusCode::kInternal ||
-        status.code() == absl::StatusCode::kUnknown ||
-        status.code() == absl::StatusCode::kDataLoss) {
-      log::Error("rpc_failed", {{"method", method_},
-                                {"code", GrpcCodeName(status.code())},
-                                {"error", status.message()}});
-    }
     return ToGrpc(status);
   }
 

@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "proto/base/status.h"
+#include "server/rpc/actor.h"
 #include "server/rpc/handle.h"
 
 namespace pyramid {
@@ -78,13 +79,15 @@ grpc::Status TrainingService::SaveCheckpoint(grpc::ServerContext*,
   });
 }
 
-grpc::Status TrainingService::PromoteCheckpoint(grpc::ServerContext*,
+grpc::Status TrainingService::PromoteCheckpoint(grpc::ServerContext* context,
                                                 const v1::PromoteCheckpointRequest* request,
                                                 v1::PromoteCheckpointResponse* response) {
   return Handle(metrics_, kService, "PromoteCheckpoint", [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const std::filesystem::path folder,
                      jobs_.CheckpointFolder(request->job_id(), request->checkpoint_id()));
-    ASSIGN_OR_RETURN(*response, promote_(folder, *request));
+    v1::PromoteCheckpointRequest promotion = *request;
+    promotion.set_actor(ActorOf(*context, request->actor()));
+    ASSIGN_OR_RETURN(*response, promote_(folder, promotion));
     return absl::OkStatus();
   });
 }

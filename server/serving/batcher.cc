@@ -2,93 +2,39 @@
 
 #include <pthread.h>
 
-#include <algorithm>
 #include <cassert>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/base/status.h"
 #include "server/serving/pushback.h"
 
 namespace pyramid {
 namespace {
 
-// How much a new batch counts in the moving average of seconds per picture.
-constexpr double kNewBatchWeight = 0.2;
-constexpr absl::Duration kUnknownPushback = absl::Milliseconds(100);  // before the first batch
-constexpr absl::Duration kLeastPushback = absl::Milliseconds(10);
-constexpr absl::Duration kMostPushback = absl::Seconds(10);
-
-constexpr int64_t kUsualPixels = int64_t{224} * 224;  // of a picture: what max_batch is meant for
-
-absl::Status QueueFull(int waiting, int capacity, int more, absl::Duration pushback) {
-  return WithPushback(
-      absl::ResourceExhaustedError(absl::StrCat(
-          "the queue is full: ", waiting, " of ", capacity, " pictures wait and ", more,
-          " more came; try again in ", absl::ToInt64Milliseconds(pushback), " ms")),
-      pushback);
+absl::Status TooLate() {
+  return PredictedLate(WithPushback(
+      absl::ResourceExhaustedError("the answer would come after the deadline; try again"),
+      absl::Milliseconds(10)));
 }
 
 }  // namespace
 
-int Batcher::MaxBatchOf(int max_batch, int height, int width) {
-  const int64_t fit = max_batch * kUsualPixels / (int64_t{height} * width);
-  return static_cast<int>(std::clamp<int64_t>(fit, 1, max_batch));
-}
-
-BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
-                  const Batcher::Options& options, bool draining) {
-  BatchCut cut;
-  cut.verdicts.assign(queue.size(), Verdict::kWait);
-  std::vector<size_t> batch;
-  int room = 0;
-  bool closed = false;  // a picture waits that can't join the batch, so nor can those behind it
-  for (size_t i = 0; i < queue.size(); ++i) {
-    const WaitingPicture& picture = queue[i];
-    if (picture.deadline <= now) {
-      cut.verdicts[i] = Verdict::kExpired;
-    } else if (picture.cancelled) {
-      cut.verdicts[i] = Verdict::kCancelled;
-    } else if (!closed) {
-      if (batch.empty()) {
-        batch.push_back(i);
-        room = Batcher::MaxBatchOf(options.max_batch, picture.height, picture.width);
-      } else if (static_cast<int>(batch.size()) < room &&
-                 picture.height == queue[batch.front()].height &&
-                 picture.width == queue[batch.front()].width) {
-        batch.push_back(i);
-      } else {
-        closed = true;
-      }
-    }
-  }
-  if (batch.empty()) return cut;
-
-  const absl::Time due = queue[batch.front()].arrival + options.max_delay;
-  const bool full = closed || static_cast<int>(batch.size()) >= room;
-  // Nobody waits for company beyond his deadline.
-  const bool pressed =
-      std::any_of(batch.begin(), batch.end(), [&](size_t i) { return queue[i].deadline <= due; });
-  if (full || draining || pressed || due <= now) {
-    for (const size_t i : batch) cut.verdicts[i] = Verdict::kRun;
-  } else {
-    cut.look_again = due;
-  }
-  return cut;
-}
-
 Batcher::Room::Room(Room&& other) noexcept
     : batcher_(std::exchange(other.batcher_, nullptr)),
+      ticket_(other.ticket_),
       pictures_(std::exchange(other.pictures_, 0)) {}
 
 Batcher::Room& Batcher::Room::operator=(Room&& other) noexcept {
   std::swap(batcher_, other.batcher_);
+  std::swap(ticket_, other.ticket_);
   std::swap(pictures_, other.pictures_);
   return *this;
 }
 
 Batcher::Room::~Room() {
-  if (pictures_ > 0) batcher_->GiveBack(pictures_);
+  if (pictures_ > 0) batcher_->GiveBack(ticket_, pictures_);
 }
 
 Batcher::Batcher(Classifier& classifier, const Options& options, ModelMetrics& metrics,
@@ -97,130 +43,126 @@ Batcher::Batcher(Classifier& classifier, const Options& options, ModelMetrics& m
       options_(options),
       metrics_(metrics),
       version_(version),
-      clock_(clock) {
+      clock_(clock),
+      device_(options.device != nullptr ? options.device : std::make_shared<DeviceTurns>()),
+      user_(device_->Join()),
+      queue_({.max_batch = options.max_batch,
+              .max_delay = options.max_delay,
+              .max_queue = options.max_queue}) {
   assert(options.max_batch > 0 && options.max_queue > 0);
   metrics_.AddQueue(0, options_.max_queue);
-  thread_ = std::thread([this] { Run(); });
+  for (int i = 0; i < device_->instances(); ++i) threads_.emplace_back([this] { Run(); });
 }
 
 Batcher::~Batcher() {
   Drain();
+  device_->Leave(user_);
   metrics_.AddQueue(0, -options_.max_queue);
 }
 
-absl::StatusOr<Batcher::Room> Batcher::Admit(int pictures) {
-  assert(pictures > 0);
-  if (pictures > options_.max_queue) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(pictures, " pictures at once; the queue holds at most ", options_.max_queue));
+absl::StatusOr<Batcher::Room> Batcher::Admit(const Request& request) {
+  if (request.pictures > options_.max_queue) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        request.pictures, " pictures at once; the queue holds at most ", options_.max_queue));
   }
+  const absl::Time now = clock_.Now();
   absl::MutexLock lock(&mutex_);
   if (draining_) return absl::UnavailableError("this model version is being taken out of service");
-  const int waiting = room_taken_ + static_cast<int>(queue_.size());
-  const int over = waiting + pictures - options_.max_queue;
-  if (over > 0) {
-    const absl::Duration pushback =
-        seconds_per_picture_ > 0
-            ? std::clamp(absl::Seconds(seconds_per_picture_ * over), kLeastPushback, kMostPushback)
-            : kUnknownPushback;
-    return QueueFull(waiting, options_.max_queue, pictures, pushback);
-  }
-  room_taken_ += pictures;
-  metrics_.AddQueue(pictures, 0);
-  return Room(this, pictures);
+  const DeviceOutlook device = device_->Look(user_, now);
+  ASSIGN_OR_RETURN(const BatchQueue::Ticket ticket, queue_.Admit(request, device, now));
+  metrics_.AddQueue(request.pictures, 0);
+  metrics_.SetPredictedWait(queue_.PredictedWait(device));
+  return Room(this, ticket, request.pictures);
 }
 
 void Batcher::Submit(Room& room, std::vector<Picture> pictures) {
   const int count = static_cast<int>(pictures.size());
   assert(room.batcher_ == this && room.pictures_ >= count);
+  if (count == 0) return;
   room.pictures_ -= count;
   const absl::Time now = clock_.Now();
   absl::MutexLock lock(&mutex_);
-  room_taken_ -= count;
-  for (Picture& picture : pictures) queue_.push_back({std::move(picture), now});
-  news_ = true;
+  queue_.Submit(room.ticket_, std::move(pictures), now);
+  ++news_;
+}
+
+absl::Status Batcher::CheckInTime(const Room& room) {
+  assert(room.pictures_ > 0);
+  const absl::Time now = clock_.Now();
+  absl::MutexLock lock(&mutex_);
+  return queue_.TooLate(room.ticket_, now) ? TooLate() : absl::OkStatus();
 }
 
 void Batcher::Drain() {
   {
     absl::MutexLock lock(&mutex_);
     draining_ = true;
-    news_ = true;
+    ++news_;
   }
-  if (thread_.joinable()) thread_.join();
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
 }
 
-void Batcher::GiveBack(int pictures) {
+void Batcher::GiveBack(BatchQueue::Ticket ticket, int pictures) {
   metrics_.AddQueue(-pictures, 0);
   absl::MutexLock lock(&mutex_);
-  room_taken_ -= pictures;
-  if (draining_) news_ = true;
+  queue_.GiveBack(ticket, pictures);
+  if (draining_) ++news_;
 }
 
 void Batcher::Run() {
+  using Rejection = ModelMetrics::Rejection;
   pthread_setname_np(pthread_self(), "batch");
-  for (Work work; Next(work); work = Work()) {
-    using Rejection = ModelMetrics::Rejection;
-    if (!work.expired.empty()) {
-      metrics_.CountRejection(Rejection::kExpired, static_cast<int>(work.expired.size()));
-    }
-    if (!work.cancelled.empty()) {
-      metrics_.CountRejection(Rejection::kCancelled, static_cast<int>(work.cancelled.size()));
-    }
-    for (Waiting& waiting : work.expired) {
-      std::move(waiting.picture.done)(
-          absl::DeadlineExceededError("the deadline passed while the picture was in the queue"));
-    }
-    for (Waiting& waiting : work.cancelled) {
-      std::move(waiting.picture.done)(
-          absl::CancelledError("the caller left while the picture was in the queue"));
-    }
-    if (!work.batch.empty()) RunBatch(std::move(work.batch));
+  Turn turn;
+  for (Cut cut; Next(cut, turn);) {
+    Refuse(cut.expired,
+           absl::DeadlineExceededError("the deadline passed while the picture was in the queue"),
+           Rejection::kExpired);
+    Refuse(cut.late, TooLate(), Rejection::kPredictedLate);
+    Refuse(cut.cancelled,
+           absl::CancelledError("the caller left while the picture was in the queue"),
+           Rejection::kCancelled);
+    if (!cut.batch.empty()) RunBatch(std::move(cut.batch), turn);
   }
 }
 
-bool Batcher::Next(Work& work) {
-  absl::MutexLock lock(&mutex_);
-  while (true) {
-    news_ = false;
-    std::vector<WaitingPicture> snapshot;
-    snapshot.reserve(queue_.size());
-    for (const Waiting& waiting : queue_) {
-      const Picture& picture = waiting.picture;
-      snapshot.push_back({picture.height, picture.width, waiting.arrival, picture.deadline,
-                          picture.cancelled != nullptr && picture.cancelled->load()});
-    }
-    const BatchCut cut = CutBatch(snapshot, clock_.Now(), options_, draining_);
+void Batcher::Refuse(std::vector<BatchQueue::Waiting>& pictures, const absl::Status& status,
+                     ModelMetrics::Rejection reason) {
+  if (pictures.empty()) return;
+  metrics_.CountRejection(reason, static_cast<int>(pictures.size()));
+  for (BatchQueue::Waiting& waiting : pictures) std::move(waiting.picture.done)(status);
+}
 
-    std::deque<Waiting> rest;
-    for (size_t i = 0; i < queue_.size(); ++i) {
-      switch (cut.verdicts[i]) {
-        case Verdict::kWait:
-          rest.push_back(std::move(queue_[i]));
-          break;
-        case Verdict::kRun:
-          work.batch.push_back(std::move(queue_[i]));
-          break;
-        case Verdict::kExpired:
-          work.expired.push_back(std::move(queue_[i]));
-          break;
-        case Verdict::kCancelled:
-          work.cancelled.push_back(std::move(queue_[i]));
-          break;
-      }
-    }
-    const int taken = static_cast<int>(queue_.size() - rest.size());
-    queue_ = std::move(rest);
-    if (taken > 0) {
-      metrics_.AddQueue(-taken, 0);
+bool Batcher::Next(Cut& cut, Turn& turn) {
+  mutex_.Lock();
+  while (true) {
+    const int64_t seen = news_;
+    cut = queue_.Next(clock_.Now(), draining_, turn.held());
+    if (cut.pictures() > 0) {
+      metrics_.AddQueue(-cut.pictures(), 0);
+      mutex_.Unlock();
       return true;
     }
-    if (draining_ && queue_.empty() && room_taken_ == 0) return false;
-    clock_.AwaitUntil(mutex_, absl::Condition(&news_), cut.look_again);
+    if (cut.wants_device) {
+      // The batch is cut when its turn has come: until then more may join it.
+      mutex_.Unlock();
+      turn = device_->Take(user_);
+      mutex_.Lock();
+      continue;
+    }
+    turn.GiveBack(absl::ZeroDuration());  // the others went without the network
+    if (draining_ && queue_.waiting() == 0) {
+      mutex_.Unlock();
+      return false;
+    }
+    const auto changed = [this, seen]()
+                             ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return news_ != seen; };
+    clock_.AwaitUntil(mutex_, absl::Condition(&changed), cut.look_again);
   }
 }
 
-void Batcher::RunBatch(std::vector<Waiting> batch) {
+void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, Turn& turn) {
   const int count = static_cast<int>(batch.size());
   const int height = batch.front().picture.height;
   const int width = batch.front().picture.width;
@@ -232,9 +174,16 @@ void Batcher::RunBatch(std::vector<Waiting> batch) {
     std::vector<float>().swap(one);
   }
 
+  const int64_t each = int64_t{height} * width;
   const absl::Time started = clock_.Now();
+  {
+    absl::MutexLock lock(&mutex_);
+    turn.Expect(started + queue_.times().For(each).Of(count));
+  }
   absl::StatusOr<std::vector<float>> logits = classifier_.Forward(pixels, count, height, width);
-  const absl::Duration forward = clock_.Now() - started;
+  const absl::Time ended = clock_.Now();
+  const absl::Duration forward = ended - started;
+  turn.GiveBack(forward);
   const size_t classes = static_cast<size_t>(classifier_.manifest().network().num_classes());
   if (logits.ok() && logits->size() != classes * batch.size()) {
     logits = absl::InternalError(absl::StrCat("the network gave ", logits->size(), " logits for ",
@@ -243,15 +192,13 @@ void Batcher::RunBatch(std::vector<Waiting> batch) {
 
   metrics_.ObserveBatch(version_, count);
   metrics_.ObserveStage(ModelMetrics::Stage::kForward, forward);
-  for (const Waiting& waiting : batch) {
+  for (const BatchQueue::Waiting& waiting : batch) {
     metrics_.ObserveStage(ModelMetrics::Stage::kQueue, started - waiting.arrival);
   }
   {
     absl::MutexLock lock(&mutex_);
-    const double seconds = absl::ToDoubleSeconds(forward) / count;
-    seconds_per_picture_ = seconds_per_picture_ > 0 ? (1 - kNewBatchWeight) * seconds_per_picture_ +
-                                                          kNewBatchWeight * seconds
-                                                    : seconds;
+    if (logits.ok()) queue_.times().Observe(each, count, forward, ended);
+    metrics_.SetPredictedWait(queue_.PredictedWait(device_->Look(user_, ended)));
   }
   for (size_t i = 0; i < batch.size(); ++i) {
     if (!logits.ok()) {

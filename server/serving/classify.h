@@ -7,6 +7,7 @@
 #ifndef PYRAMID_SERVER_SERVING_CLASSIFY_H_
 #define PYRAMID_SERVER_SERVING_CLASSIFY_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -17,6 +18,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "model/preprocess.h"
@@ -29,6 +31,18 @@
 
 namespace pyramid {
 
+// A picture of a request where it came in, so that nobody copies it into a message first. What it
+// points at must live until the answer.
+struct PictureView {
+  enum class Kind { kNothing, kEncoded, kFloats };
+  Kind kind = Kind::kNothing;
+  absl::string_view bytes;  // a JPEG, PNG … file; or channels * height * width floats, row-major
+                            // CHW, little-endian, normalised, perhaps unaligned
+  int channels = 0;         // of floats, as the next two
+  int height = 0;
+  int width = 0;
+};
+
 class ClassifyPipeline {
  public:
   struct Options {
@@ -36,6 +50,9 @@ class ClassifyPipeline {
     int decode_threads = 2;
     int decode_queue = 512;  // pictures waiting to be decoded
     DecodeLimits decode;
+    // Floats that aren't finite: InvalidArgument, or they go through the network and what comes out
+    // is the answer (its probabilities are meaningless).
+    bool refuse_non_finite = true;
   };
   using Done = absl::AnyInvocable<void(absl::StatusOr<v1::ClassifyResponse>) &&>;
 
@@ -58,6 +75,9 @@ class ClassifyPipeline {
   //   Internal           the network failed
   void Classify(const v1::ClassifyRequest& request, absl::Time deadline, CancelFlag cancelled,
                 Done done);
+  // As above with `pictures`; request.pictures() isn't looked at.
+  void Classify(const v1::ClassifyRequest& request, std::vector<PictureView> pictures,
+                absl::Time deadline, CancelFlag cancelled, Done done);
 
   // From now on requests get Unavailable. Waits until those in progress have been answered; false:
   // `until` came first.
@@ -68,11 +88,22 @@ class ClassifyPipeline {
  private:
   struct Call;
 
+  // Of the last dozen or so. A hiccup counts as four times the mean at most. Thread-safe.
+  class MeanTime {
+   public:
+    void Observe(absl::Duration time);
+    absl::Duration Mean() const;
+
+   private:
+    mutable absl::Mutex mutex_;
+    absl::Duration mean_ ABSL_GUARDED_BY(mutex_);
+  };
+
   absl::Status Admit(Call& call);
   void LoadThenStart(const std::shared_ptr<Call>& call);
   void Start(const std::shared_ptr<Call>& call);
   absl::Status AdmitPictures(const std::shared_ptr<Call>& call);
-  void Decode(const std::shared_ptr<Call>& call, int index);
+  void Decode(const std::shared_ptr<Call>& call, int index, WorkPool::Size size);
   void Decoded(const std::shared_ptr<Call>& call, int index,
                absl::StatusOr<std::vector<float>> pixels, absl::Duration duration);
   void Answered(const std::shared_ptr<Call>& call, int index,
@@ -89,6 +120,8 @@ class ClassifyPipeline {
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   int in_progress_ ABSL_GUARDED_BY(mutex_) = 0;
 
+  std::array<MeanTime, 2> decode_times_;  // by WorkPool::Size
+
   // Last: their threads use what is above.
   WorkPool decode_pool_;
   WorkPool load_pool_;  // versions that a request names and nobody has loaded
@@ -101,7 +134,7 @@ absl::StatusOr<std::vector<v1::Prediction>> Rank(
     int top_k);
 
 // InvalidArgument unless a network with `channels` input channels can take the tensor.
-absl::Status CheckTensorShape(const v1::ImageTensor& tensor, int channels);
+absl::Status CheckTensorShape(const PictureView& tensor, int channels);
 
 }  // namespace pyramid
 

@@ -1,24 +1,25 @@
-// The models in service: <data>/models/<name>/<number>/, one version of each answering requests
-// that name none.
+// The models in service: <data>/models/<name>/<number>/, and the aliases that name their versions.
+// "stable" answers requests that name nothing; a share of those may go to another alias.
 //
-// Promote puts a checkpoint into service: copy, load, self-test, warm up, swap one pointer.
+// A change makes what it needs ready beside what is served (verify, load, self-test, gates, warm
+// up), records itself in <name>/promotions.jsonl, becomes <name>/state.json, and swaps one pointer.
 // Requests that hold the old version finish on it; it is freed, on a thread of this class, when the
-// last one lets go. Any failure before the swap leaves the old version alone.
-// `<name>/current` records the version in service and its dtype. Thread-safe.
+// last one lets go. Any failure before the swap leaves everything as it was. Thread-safe.
 #ifndef PYRAMID_SERVER_SERVING_MODEL_REGISTRY_H_
 #define PYRAMID_SERVER_SERVING_MODEL_REGISTRY_H_
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -26,40 +27,14 @@
 #include "model/classifier.h"
 #include "proto/base/clock.h"
 #include "proto/classification.pb.h"
+#include "proto/lifecycle.pb.h"
 #include "server/metrics.h"
 #include "server/serving/batcher.h"
+#include "server/serving/gates.h"
+#include "server/serving/model_version.h"
+#include "server/serving/route.h"
 
 namespace pyramid {
-
-// One loaded version with its batch thread. Whoever holds it keeps it alive.
-class ModelVersion {
- public:
-  ModelVersion(std::string name, int64_t version, std::string dtype, std::vector<std::string> gates,
-               std::unique_ptr<Classifier> classifier, const Batcher::Options& batching,
-               Metrics& metrics, Clock& clock);
-  ~ModelVersion();
-  ModelVersion(const ModelVersion&) = delete;
-  ModelVersion& operator=(const ModelVersion&) = delete;
-
-  const std::string& name() const { return name_; }
-  int64_t version() const { return version_; }
-  const std::string& dtype() const { return dtype_; }
-  const std::vector<std::string>& gates() const {
-    return gates_;
-  }  // one line each, as measured when it was loaded
-  const v1::Manifest& manifest() const { return classifier_->manifest(); }
-  Batcher& batcher() const { return *batcher_; }
-  ModelMetrics& metrics() const { return metrics_; }
-
- private:
-  const std::string name_;
-  const int64_t version_;
-  const std::string dtype_;
-  const std::vector<std::string> gates_;
-  ModelMetrics& metrics_;
-  const std::unique_ptr<Classifier> classifier_;
-  std::unique_ptr<Batcher> batcher_;
-};
 
 // RunSelfTest of model/classifier.h; tests give their own.
 using SelfTest = absl::AnyInvocable<absl::StatusOr<SelfTestResult>(
@@ -72,16 +47,28 @@ class ModelRegistry {
     std::filesystem::path folder;  // <data>/models
     std::string device = "cpu";
     int forward_threads = 0;  // as ClassifierOptions::threads
+    int load_threads = 1;     // of a forward pass of what isn't in service yet
     Batcher::Options batching;
     int max_extra_versions = 2;  // loaded because a request named them, per model; the least
                                  // recently used one goes first
+    GateLimits gates;            // where a promotion leaves them open
+  };
+  struct Promotion {
+    std::string dtype;                              // "fp32" (or empty), "bf16"
+    std::string alias = std::string(kStableAlias);  // that names the version afterwards
+    GateLimits limits;
+    std::optional<double> traffic_percent;  // as SetTraffic; unset: as it is
+    std::string actor;                      // for the record
   };
   struct Promoted {
     int64_t version = 0;
     std::string digest;
-    bool existed = false;            // the digest already was a version of this model
-    std::vector<std::string> gates;  // "self-test: max error 1e-6, wanted ≤ 1e-4"
+    bool existed = false;  // the digest already was a version of this model
+    int64_t previous = 0;  // what the alias named before; 0: nothing
+    std::vector<v1::GateResult> gates;
   };
+  using Versions = absl::StatusOr<std::shared_ptr<const ModelVersion>>;
+  using RouteKey = absl::FunctionRef<uint64_t()>;  // called at most once, only if traffic is shared
 
   // `metrics` and `clock` must outlive the registry.
   ModelRegistry(Options options, ClassifierLoader loader, SelfTest self_test, Metrics& metrics,
@@ -91,72 +78,140 @@ class ModelRegistry {
   ModelRegistry(const ModelRegistry&) = delete;
   ModelRegistry& operator=(const ModelRegistry&) = delete;
 
-  // Loads what was in service. A version that can't be loaded is logged and an older one tried.
-  // Once, before anything else. An error only if the folder itself can't be read or made.
+  // Loads what was in service. A version that can't be loaded is logged; in place of the stable one
+  // an earlier one is tried. Once, before anything else. An error only if the folder itself can't
+  // be read or made.
   absl::Status Start();
 
-  // Puts the checkpoint in `folder` into service under `name`. Blocks while it loads; one at a time
-  // per name. A digest that is a version of this name already goes back into service as that
-  // version. `dtype`: empty is fp32.
-  //   InvalidArgument     the name (letters, digits, '.', '_', '-'; at most 64; not beginning with
-  //   '.'), dtype, preprocessing or labels NotFound            no checkpoint there DataLoss a file
-  //   of it is damaged FailedPrecondition  the self-test failed ResourceExhausted   disk full or
-  //   out of memory
-  absl::StatusOr<Promoted> Promote(const std::filesystem::path& folder, absl::string_view name,
-                                   absl::string_view dtype);
-
-  // The version to answer with, if it is loaded; null: it is on disk and Load makes it ready.
-  // `version` 0: the one in service. An empty name: the only model. Never blocks for long.
-  //   NotFound         no such model or version; lists what there is
-  //   InvalidArgument  no name though there are several models
-  absl::StatusOr<std::shared_ptr<const ModelVersion>> Find(absl::string_view name, int64_t version);
+  // The version to answer with, if it is loaded; null: it is on disk and Get makes it ready.
+  // `model` as ParseModelReference; an empty name: the only model. A name alone means "stable", or
+  // by `key` the alias that shares its traffic. Never blocks for long.
+  //   NotFound         no such model, version or alias; lists what there is
+  //   InvalidArgument  no name though there are several models; and what ParseModelReference says
+  //   Unavailable      the model is unloaded
+  Versions Find(absl::string_view model, int64_t version, RouteKey key);
+  Versions Find(absl::string_view model, int64_t version);  // never shared: "stable"
 
   // As Find, but loads what isn't loaded. Also DataLoss, FailedPrecondition, ResourceExhausted.
-  absl::StatusOr<std::shared_ptr<const ModelVersion>> Get(absl::string_view name, int64_t version);
+  Versions Get(absl::string_view model, int64_t version, RouteKey key);
+  Versions Get(absl::string_view model, int64_t version);
 
   // Metrics of the model that a request names; null if there is no such model.
-  ModelMetrics* MetricsOf(absl::string_view name);
+  ModelMetrics* MetricsOf(absl::string_view model);
 
   // Every usable version on disk, by name, then number.
   std::vector<v1::ModelVersion> List() const;
 
+  // Each model's name, and whether it answers requests that name it alone now. Costs next to
+  // nothing.
+  std::map<std::string, bool> Readiness() const;
+
+  // Aliases and traffic. NotFound.
+  absl::StatusOr<v1::ModelState> StateOf(absl::string_view name) const;
+
+  // What happened to a model, the newest `limit`, oldest first. NotFound.
+  absl::StatusOr<std::vector<v1::ModelEvent>> EventsOf(absl::string_view name, int limit) const;
+
+  // The changes. Each blocks until it is done, one at a time per name; `actor` is for the record.
+  //
+  // Puts the checkpoint in `folder` into service under `name`. A digest that is a version of this
+  // name already goes into service as that version.
+  //   InvalidArgument     the name or alias (letters, digits, '.', '_', '-'; at most 64; not
+  //                       beginning with '.'), dtype, limits, preprocessing or labels
+  //   NotFound            no checkpoint there
+  //   DataLoss            a file of it is damaged
+  //   FailedPrecondition  the self-test or a gate failed: name, value, limit
+  //   ResourceExhausted   disk full or out of memory
+  absl::StatusOr<Promoted> Promote(const std::filesystem::path& folder, absl::string_view name,
+                                   const Promotion& promotion);
+  absl::StatusOr<Promoted> Promote(const std::filesystem::path& folder, absl::string_view name,
+                                   absl::string_view dtype);
+  // As ModelService in proto/lifecycle.proto says, errors included.
+  absl::StatusOr<v1::ModelState> SetAlias(absl::string_view name, absl::string_view alias,
+                                          int64_t version, absl::string_view actor);
+  absl::StatusOr<v1::ModelState> RemoveAlias(absl::string_view name, absl::string_view alias,
+                                             absl::string_view actor);
+  absl::StatusOr<v1::ModelState> SetTraffic(absl::string_view name, absl::string_view alias,
+                                            double percent, absl::string_view actor);
+  absl::StatusOr<v1::ModelState> Rollback(absl::string_view name, absl::string_view actor);
+  // (Re)loads every version that an alias names. Requests don't notice.
+  absl::StatusOr<v1::ModelState> Load(absl::string_view name, absl::string_view actor);
+  // Requests get Unavailable from here on; those in progress are answered before memory is freed.
+  absl::StatusOr<v1::ModelState> Unload(absl::string_view name, absl::string_view actor);
+
  private:
-  class Reaper;
-  struct Extra {
-    std::shared_ptr<const ModelVersion> loaded;
-    int64_t last_used = 0;  // order of use
+  struct Loaded {
+    std::shared_ptr<const ModelVersion> version;
+    mutable int64_t last_used = 0;  // order of use
   };
   struct Model {
-    std::shared_ptr<const ModelVersion> current;  // null: no version could be loaded
-    std::map<int64_t, v1::Manifest> versions;     // usable, on disk
-    std::map<int64_t, Extra> extras;
+    v1::ModelState state;
+    std::map<int64_t, v1::Manifest> versions;  // usable, on disk
+    std::map<int64_t, Loaded> loaded;
   };
   struct Known {
     int64_t version = 0;                         // 0: none has the digest
     std::shared_ptr<const ModelVersion> loaded;  // null: not loaded
   };
+  struct Candidate {                             // on its way into service
+    std::shared_ptr<const ModelVersion> loaded;  // it was loaded before
+    std::unique_ptr<Classifier> fresh;           // else
+    SelfTestResult self_test;
+    Classifier& classifier() const { return fresh != nullptr ? *fresh : loaded->classifier(); }
+  };
+  // What a change swaps in, beside the new state.
+  struct Swap {
+    std::vector<std::shared_ptr<const ModelVersion>> loaded;
+    std::optional<v1::Manifest> made;  // of loaded[0]: a version that wasn't there before
+    bool drop_all = false;             // nothing stays loaded
+  };
   using Models = std::map<std::string, Model, std::less<>>;
+  class Work;  // the right to change a model
 
   void StartModel(const std::string& name);
-  // By the thread that has begun work on `name`.
+  void LoadAtStart(Model& model);
   absl::StatusOr<Promoted> PromoteAlone(const std::filesystem::path& folder,
-                                        const std::string& name, const std::string& dtype);
+                                        const std::string& name, const Promotion& promotion,
+                                        v1::ModelEvent& event);
+  absl::Status PassGates(const std::string& name, const Candidate& candidate,
+                         const GateLimits& limits, v1::ModelEvent& event);
+  Agreement AgreementWithStable(const std::string& name, const Candidate& candidate);
   Known FindDigest(const std::string& name, const std::string& digest);
   absl::StatusOr<int64_t> NextVersion(const std::string& name) const;
-  // `dtype` empty: as recorded.
-  absl::StatusOr<std::shared_ptr<const ModelVersion>> LoadVersion(const std::string& name,
-                                                                  int64_t version,
-                                                                  absl::string_view dtype = "");
-  absl::StatusOr<std::unique_ptr<ModelVersion>> LoadAndCheck(const std::string& name,
-                                                             int64_t version,
-                                                             const std::string& dtype);
-  absl::StatusOr<Models::iterator> FindModel(absl::string_view name)
+
+  // `beside`: others are being served.
+  absl::StatusOr<Candidate> LoadAndCheck(const std::string& name, int64_t version,
+                                         const std::string& dtype, bool beside);
+  absl::StatusOr<Candidate> LoadAndCheckHere(const std::string& name, int64_t version,
+                                             const std::string& dtype);
+  std::shared_ptr<const ModelVersion> Finish(const std::string& name, int64_t version,
+                                             const std::string& dtype, Candidate candidate);
+  // The version, loaded now unless it is already.
+  Versions Ready(const std::string& name, const v1::ModelState& state, int64_t version);
+
+  // Records the event, writes the state, then swaps; in this order, and nothing after an error.
+  absl::Status Commit(const v1::ModelState& state, v1::ModelEvent event, Swap swap);
+  // Records that a change failed, if there is a model; gives back `status`.
+  absl::Status Refused(const std::string& name, const absl::Status& status, v1::ModelEvent event);
+  // Changes `state`, says what it did in `event` and what to swap in.
+  using Changing =
+      absl::FunctionRef<absl::Status(v1::ModelState& state, v1::ModelEvent& event, Swap& swap)>;
+  absl::StatusOr<v1::ModelState> Change(absl::string_view name, v1::ModelEvent event,
+                                        Changing change);
+
+  absl::StatusOr<v1::ModelState> CopyState(absl::string_view name) const;
+  // The version to move an alias to is in `versions`; NotFound.
+  absl::Status CheckVersion(const std::string& name, int64_t version) const;
+  absl::StatusOr<Models::const_iterator> FindModel(absl::string_view name) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<std::shared_ptr<const ModelVersion>> FindLocked(absl::string_view name,
-                                                                 int64_t version)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void BeginWork(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
-  void EndWork(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
+  struct Target {
+    std::string name;
+    int64_t version = 0;
+    std::shared_ptr<const ModelVersion> loaded;
+  };
+  absl::StatusOr<Target> Resolve(absl::string_view model, int64_t version, const RouteKey* key);
+  Versions GetTarget(Target target);
+  void ShowState(const Model& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::filesystem::path FolderOf(absl::string_view name, int64_t version) const;
 
   const Options options_;
@@ -164,17 +219,17 @@ class ModelRegistry {
   const SelfTest self_test_;  // may run for several models at once
   Metrics& metrics_;
   Clock& clock_;
-  const std::shared_ptr<Reaper> reaper_;
+  const std::shared_ptr<VersionReaper> reaper_;
 
   mutable absl::Mutex mutex_;  // never held while loading
   Models models_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string, std::less<>> busy_
-      ABSL_GUARDED_BY(mutex_);  // names being promoted or loaded
+      ABSL_GUARDED_BY(mutex_);  // names being changed or loaded
   int64_t uses_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-// InvalidArgument unless `name` may be a model's.
-absl::Status CheckModelName(absl::string_view name);
+// InvalidArgument unless `name` may be a model's (or, `what`, an alias's).
+absl::Status CheckModelName(absl::string_view name, absl::string_view what = "model name");
 
 }  // namespace pyramid
 

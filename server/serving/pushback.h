@@ -16,6 +16,7 @@
 namespace pyramid {
 
 inline constexpr absl::string_view kPushbackPayload = "pyramid/retry-pushback-ms";
+inline constexpr absl::string_view kPredictedLatePayload = "pyramid/predicted-late";
 
 inline absl::Status WithPushback(absl::Status status, absl::Duration pushback) {
   status.SetPayload(kPushbackPayload,
@@ -29,6 +30,16 @@ inline int64_t PushbackMillis(const absl::Status& status) {
   int64_t millis = -1;
   if (!payload.has_value() || !absl::SimpleAtoi(std::string(*payload), &millis)) return -1;
   return millis;
+}
+
+// Marks a refusal that has another reason than a full queue: the answer would come too late.
+inline absl::Status PredictedLate(absl::Status status) {
+  status.SetPayload(kPredictedLatePayload, absl::Cord());
+  return status;
+}
+
+inline bool IsPredictedLate(const absl::Status& status) {
+  return status.GetPayload(kPredictedLatePayload).has_value();
 }
 
 }  // namespace pyramid

@@ -55,6 +55,10 @@ class JobManager {
     absl::Duration tick = absl::Milliseconds(100);
     absl::Duration progress_interval = absl::Seconds(5);  // between two writes of mere progress
     FindCheckpoints find_checkpoints;                     // empty: only reported ones are known
+    // Variables for the workers of an attempt, "NAME=value": what they show the server. Empty:
+    // none.
+    std::function<std::vector<std::string>(const std::string& job_id, int64_t epoch)>
+        worker_environment;
     // For tests: true at a named point stops the manager dead, as kill -9 would.
     std::function<bool(absl::string_view point)> dies_at;
   };

@@ -442,6 +442,8 @@ absl::StatusOr<GangLaunch> JobManager::BeginAttempt(Entry& entry,
                   .epoch = epoch,
                   .folder = entry.job.folder(),
                   .recipe = entry.job.recipe()};
+  std::vector<std::string> environment;
+  if (options_.worker_environment) environment = options_.worker_environment(gang.job_id, epoch);
   for (size_t rank = 0; rank < devices.size(); ++rank) {
     live->workers[rank].end.rank = static_cast<int>(rank);
     gang.workers.push_back({.key = {gang.job_id, epoch, static_cast<int>(rank)},
@@ -451,7 +453,8 @@ absl::StatusOr<GangLaunch> JobManager::BeginAttempt(Entry& entry,
                             .program = options_.worker_program,
                             .server_file = options_.data / "server.json",
                             .folder = gang.folder,
-                            .config = gang.folder / "recipe.yaml"});
+                            .config = gang.folder / "recipe.yaml",
+                            .environment = environment});
   }
   entry.live = std::move(live);
   return gang;

@@ -26,9 +26,10 @@ struct WorkerLaunch {
   std::string device;  // "cpu", "cuda:0"
   int threads = 1;     // for computing, also as OMP_NUM_THREADS
   std::filesystem::path program;
-  std::filesystem::path server_file;  // server.json
-  std::filesystem::path folder;       // the job's; attempts/<epoch> in it exists
-  std::filesystem::path config;       // the resolved recipe
+  std::filesystem::path server_file;     // server.json
+  std::filesystem::path folder;          // the job's; attempts/<epoch> in it exists
+  std::filesystem::path config;          // the resolved recipe
+  std::vector<std::string> environment;  // "NAME=value", beside and before the server's own
 };
 
 // A process that has ended.

@@ -173,6 +173,14 @@ std::vector<char*> Pointers(std::vector<std::string>& texts) {
   return pointers;
 }
 
+// Whether `environment` has the variable of `entry`, "NAME=value".
+bool IsSet(const std::vector<std::string>& environment, absl::string_view entry) {
+  const absl::string_view name = entry.substr(0, entry.find('=') + 1);
+  return std::any_of(environment.begin(), environment.end(), [&](const std::string& set) {
+    return !name.empty() && absl::StartsWith(set, name);
+  });
+}
+
 absl::Status ChildStatus(const ChildError& error, const WorkerLaunch& launch) {
   const std::filesystem::path& folder = launch.folder;
   switch (error.stage) {
@@ -246,11 +254,11 @@ std::vector<std::string> LocalLauncher::CommandOf(const WorkerLaunch& launch) {
 
 absl::StatusOr<int64_t> LocalLauncher::Launch(const WorkerLaunch& launch) {
   std::vector<std::string> arguments = CommandOf(launch);
-  std::vector<std::string> environment;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    if (!absl::StartsWith(*entry, "OMP_NUM_THREADS=")) environment.emplace_back(*entry);
-  }
+  std::vector<std::string> environment = launch.environment;
   environment.push_back(absl::StrCat("OMP_NUM_THREADS=", launch.threads));
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    if (!IsSet(environment, *entry)) environment.emplace_back(*entry);
+  }
   const std::vector<char*> argument_pointers = Pointers(arguments);
   const std::vector<char*> environment_pointers = Pointers(environment);
   const std::string log = WorkerLogPath(launch.folder, launch.key.epoch, launch.key.rank).string();

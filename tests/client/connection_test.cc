@@ -114,6 +114,64 @@ TEST_F(ConnectionTest, ServerThatRefusesForNowIsNotCalledMissing) {
                                HasSubstr("takes no requests now: draining")));
 }
 
+class KeyTest : public ConnectionTest {
+ protected:
+  // What `pyramid models` sends as its key.
+  std::string KeyShown(const std::vector<std::string>& flags) {
+    std::string shown = "none";
+    server_.classify = [&](grpc::ServerContext& context, const v1::ClassifyRequest&,
+                           v1::ClassifyResponse&) {
+      const auto found = context.client_metadata().find("authorization");
+      if (found != context.client_metadata().end()) {
+        shown = std::string(found->second.data(), found->second.size());
+      }
+      return grpc::Status(grpc::StatusCode::UNAUTHENTICATED, "the key isn't known here");
+    };
+    Write("picture.jpg", "text");
+    std::vector<std::string> arguments = {"classify", "--model", "m", "picture.jpg"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    result_ = Pyramid(arguments);
+    environment_.flags = {};
+    return shown;
+  }
+  testing::CommandResult result_;
+};
+
+TEST_F(KeyTest, FlagWinsOverVariable) {
+  EXPECT_EQ(KeyShown({}), "none");
+  environment_.variables.key = "of-the-variable";
+  EXPECT_EQ(KeyShown({}), "Bearer of-the-variable");
+  EXPECT_EQ(KeyShown({"--key", "of-the-flag"}), "Bearer of-the-flag");
+  Write("key", "of-the-file\n");
+  EXPECT_EQ(KeyShown({"--key", "@key"}), "Bearer of-the-file");
+}
+
+TEST_F(KeyTest, ARefusedKeySaysHowToGiveAnother) {
+  KeyShown({"--key", "wrong"});
+  EXPECT_EQ(result_.code, kRefused);
+  EXPECT_THAT(result_.err, AllOf(HasSubstr("the key isn't known here"), HasSubstr("--key"),
+                                 HasSubstr("PYRAMID_KEY")));
+}
+
+TEST_F(KeyTest, WhatCantBeReadIsNamed) {
+  KeyShown({"--key", "@nowhere"});
+  EXPECT_EQ(result_.code, kNotFound);
+  EXPECT_THAT(result_.err, HasSubstr("nowhere"));
+  KeyShown({"--tls-ca", "ca.pem"});
+  EXPECT_EQ(result_.code, kNotFound);
+  EXPECT_THAT(result_.err, HasSubstr("ca.pem"));
+  Write("cert.pem", "text");
+  KeyShown({"--tls-cert", "cert.pem"});
+  EXPECT_EQ(result_.code, kFailed);
+  EXPECT_THAT(result_.err, HasSubstr("belong together"));
+}
+
+TEST_F(KeyTest, FlagsMayStandBeforeTheCommand) {
+  EXPECT_EQ(Pyramid({"--key", "k", "--tls_ca", "x", "modles"}).code, kWrongUsage);
+  EXPECT_THAT(Pyramid({"--key", "k", "--tls_ca", "x", "modles"}).err,
+              HasSubstr("no command \"modles\""));
+}
+
 TEST(ExitCodeTest, FollowsTheStatusCode) {
   EXPECT_EQ(ExitCodeOf(absl::OkStatus()), 0);
   EXPECT_EQ(ExitCodeOf(absl::InternalError("")), 1);
@@ -125,6 +183,8 @@ TEST(ExitCodeTest, FollowsTheStatusCode) {
   EXPECT_EQ(ExitCodeOf(absl::FailedPreconditionError("")), 4);
   EXPECT_EQ(ExitCodeOf(absl::ResourceExhaustedError("")), 4);
   EXPECT_EQ(ExitCodeOf(absl::AlreadyExistsError("")), 4);
+  EXPECT_EQ(ExitCodeOf(absl::UnauthenticatedError("")), 4);
+  EXPECT_EQ(ExitCodeOf(absl::PermissionDeniedError("")), 4);
   EXPECT_EQ(ExitCodeOf(absl::UnavailableError("")), 5);
 }
 

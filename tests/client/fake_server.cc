@@ -12,6 +12,7 @@ FakeServer::FakeServer() {
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(static_cast<v1::TrainingService::Service*>(this));
   builder.RegisterService(static_cast<v1::ClassificationService::Service*>(this));
+  builder.RegisterService(static_cast<v1::ModelService::Service*>(this));
   server_ = builder.BuildAndStart();
   address_ = absl::StrCat("127.0.0.1:", port);
 }

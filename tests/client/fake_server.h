@@ -1,4 +1,4 @@
-// A server whose answers are the test's: both services on a free loopback port, each call a
+// A server whose answers are the test's: all services on a free loopback port, each call a
 // function that may be replaced.
 #ifndef PYRAMID_TESTS_CLIENT_FAKE_SERVER_H_
 #define PYRAMID_TESTS_CLIENT_FAKE_SERVER_H_
@@ -11,12 +11,14 @@
 #include <utility>
 
 #include "proto/classification.grpc.pb.h"
+#include "proto/lifecycle.grpc.pb.h"
 #include "proto/training.grpc.pb.h"
 
 namespace pyramid::testing {
 
 class FakeServer final : public v1::TrainingService::Service,
-                         public v1::ClassificationService::Service {
+                         public v1::ClassificationService::Service,
+                         public v1::ModelService::Service {
  public:
   FakeServer();
   ~FakeServer() override;
@@ -39,6 +41,14 @@ class FakeServer final : public v1::TrainingService::Service,
                              v1::ClassifyResponse&)>
       classify;
   std::function<grpc::Status(v1::ListModelsResponse&)> models;
+  std::function<grpc::Status(const v1::SetAliasRequest&, v1::ModelState&)> set_alias;
+  std::function<grpc::Status(const v1::RemoveAliasRequest&, v1::ModelState&)> remove_alias;
+  std::function<grpc::Status(const v1::SetTrafficRequest&, v1::ModelState&)> set_traffic;
+  std::function<grpc::Status(const v1::RollbackRequest&, v1::ModelState&)> rollback;
+  std::function<grpc::Status(const v1::LoadModelRequest&, v1::ModelState&)> load;
+  std::function<grpc::Status(const v1::UnloadModelRequest&, v1::ModelState&)> unload;
+  std::function<grpc::Status(const v1::ListModelEventsRequest&, v1::ListModelEventsResponse&)>
+      events;
 
  private:
   template <typename Function, typename... Arguments>
@@ -82,6 +92,34 @@ class FakeServer final : public v1::TrainingService::Service,
   grpc::Status ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
                           v1::ListModelsResponse* response) override {
     return Answer(models, *response);
+  }
+  grpc::Status SetAlias(grpc::ServerContext*, const v1::SetAliasRequest* request,
+                        v1::ModelState* response) override {
+    return Answer(set_alias, *request, *response);
+  }
+  grpc::Status RemoveAlias(grpc::ServerContext*, const v1::RemoveAliasRequest* request,
+                           v1::ModelState* response) override {
+    return Answer(remove_alias, *request, *response);
+  }
+  grpc::Status SetTraffic(grpc::ServerContext*, const v1::SetTrafficRequest* request,
+                          v1::ModelState* response) override {
+    return Answer(set_traffic, *request, *response);
+  }
+  grpc::Status Rollback(grpc::ServerContext*, const v1::RollbackRequest* request,
+                        v1::ModelState* response) override {
+    return Answer(rollback, *request, *response);
+  }
+  grpc::Status LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+                         v1::ModelState* response) override {
+    return Answer(load, *request, *response);
+  }
+  grpc::Status UnloadModel(grpc::ServerContext*, const v1::UnloadModelRequest* request,
+                           v1::ModelState* response) override {
+    return Answer(unload, *request, *response);
+  }
+  grpc::Status ListModelEvents(grpc::ServerContext*, const v1::ListModelEventsRequest* request,
+                               v1::ListModelEventsResponse* response) override {
+    return Answer(events, *request, *response);
   }
 
   std::string address_;

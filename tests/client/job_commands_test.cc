@@ -182,7 +182,7 @@ TEST_F(JobCommandsTest, ModelsAreATable) {
   };
   const CommandResult result = Pyramid({"models"});
   EXPECT_EQ(result.code, 0);
-  EXPECT_THAT(result.out, HasSubstr("fashion        2  yes      pvt_v2_b0       10  1x32x32"));
+  EXPECT_THAT(result.out, HasSubstr("fashion        2  stable   pvt_v2_b0       10  1x32x32"));
   EXPECT_THAT(result.out, HasSubstr("sha256:0123456789ab\n"));
   const nlohmann::json json = nlohmann::json::parse(Pyramid({"models", "--json"}).out);
   EXPECT_EQ(json.at("models").size(), 2u);

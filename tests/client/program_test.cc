@@ -60,8 +60,9 @@ TEST_F(ProgramTest, HelpNamesEveryCommandAndLeavesWithZero) {
   const CommandResult result = Pyramid({"--help"});
   EXPECT_EQ(result.code, 0);
   for (const std::string command :
-       {"submit", "jobs", "job", "watch", "logs", "save", "cancel", "promote", "models", "classify",
-        "validate", "train", "bench", "data", "inspect"}) {
+       {"submit",   "jobs",     "job",   "watch",   "logs",     "save",   "cancel",
+        "promote",  "models",   "alias", "traffic", "rollback", "load",   "unload",
+        "classify", "validate", "train", "bench",   "data",     "inspect"}) {
     EXPECT_THAT(result.out, HasSubstr("\n  " + command + " ")) << command;
   }
 }

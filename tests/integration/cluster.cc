@@ -43,10 +43,25 @@ Cluster::~Cluster() {
 }
 
 std::vector<std::string> Cluster::ServerCommand() const {
-  return {
+  std::vector<std::string> command = {
       Program("pyramid-server"), "--data", data().string(), "--grpc-port", "0", "--http-port", "0",
       "--metrics-port",          "0"};
+  command.insert(command.end(), flags_.begin(), flags_.end());
+  return command;
 }
+
+std::shared_ptr<grpc::Channel> Cluster::Channel(const ChannelSecurity& security) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt("test.channel", ++channels_);  // or gRPC would share a connection
+  arguments.SetMaxReceiveMessageSize(64 << 20);
+  auto channel = OpenChannel(grpc_address_, security, arguments);
+  EXPECT_TRUE(channel.ok()) << channel.status();
+  return *channel;
+}
+
+void Cluster::Signal(int signal) { server_->Signal(signal); }
+
+RunResult Cluster::Wait(absl::Duration limit) { return server_->Wait(limit); }
 
 void Cluster::Start() {
   std::error_code ignored;
@@ -66,7 +81,7 @@ void Cluster::Start() {
       grpc_address_ = json.at("grpc");
       http_address_ = json.at("http");
       metrics_address_ = json.at("metrics");
-      auto channel = grpc::CreateChannel(grpc_address_, grpc::InsecureChannelCredentials());
+      const auto channel = Channel(security_);
       training_ = v1::TrainingService::NewStub(channel);
       classification_ = v1::ClassificationService::NewStub(channel);
       ASSERT_TRUE(
@@ -167,7 +182,8 @@ v1::Job Cluster::WaitForStep(const std::string& id, int64_t step, absl::Duration
 
 RunResult Cluster::Cli(std::vector<std::string> arguments, absl::Duration limit) {
   Process::Options options;
-  options.environment["PYRAMID_SERVER"] = grpc_address_;
+  options.environment = environment_;
+  options.environment.try_emplace("PYRAMID_SERVER", grpc_address_);
   options.folder = folder_.path();
   arguments.insert(arguments.begin(), Program("pyramid"));
   return Process(std::move(arguments), folder_ / absl::StrCat("cli", ++runs_), options).Wait(limit);

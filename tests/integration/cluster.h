@@ -4,11 +4,13 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
+#include "proto/base/channel.h"
 #include "proto/classification.grpc.pb.h"
 #include "proto/training.grpc.pb.h"
 #include "tests/testing/process.h"
@@ -24,8 +26,16 @@ class Cluster {
   // Starts the server and waits until it answers. Fails the test otherwise. May be called again
   // after Kill or Stop.
   void Start();
+  // Set before Start: flags of the server beside those of its ports (by default it drains without
+  // delay), what stubs and command lines show to it, and their environment.
+  std::vector<std::string>& flags() { return flags_; }
+  ChannelSecurity& security() { return security_; }
+  std::map<std::string, std::string>& environment() { return environment_; }
+
   // SIGKILL.
   void Kill();
+  void Signal(int signal);
+  RunResult Wait(absl::Duration limit);
   // SIGTERM, then waits; the result is checked by the caller.
   RunResult Stop(absl::Duration limit = absl::Seconds(60));
 
@@ -35,6 +45,8 @@ class Cluster {
   const std::string& http_address() const { return http_address_; }
   const std::string& metrics_address() const { return metrics_address_; }
   std::string ServerLog() const;
+  // Another channel to the server, with what `security` shows. Not shared with others.
+  std::shared_ptr<grpc::Channel> Channel(const ChannelSecurity& security);
   std::vector<std::string> ServerCommand() const;
 
   v1::TrainingService::Stub& training() { return *training_; }
@@ -64,7 +76,11 @@ class Cluster {
  private:
   TempFolder folder_;
   std::unique_ptr<Process> server_;
+  std::vector<std::string> flags_ = {"--drain-delay", "0s"};
+  ChannelSecurity security_;
+  std::map<std::string, std::string> environment_;
   int starts_ = 0;
+  int channels_ = 0;
   int runs_ = 0;
   std::string grpc_address_;
   std::string http_address_;

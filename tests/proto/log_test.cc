@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "tests/testing/status_matchers.h"
@@ -55,14 +56,36 @@ TEST_F(LogTest, DropsLinesBelowItsLevel) {
 TEST_F(LogTest, JsonLinesAreJson) {
   log::Configure(log::Level::kInfo, /*json=*/true);
   const std::string line = Written([] {
-    log::Error("broken", {{"why", "a \"b\"\n\\ {}"}, {"n", 3}});
+    log::Error("broken", {{"why", "a \"b\"\n\\ {}"}, {"n", 3}, {"rate", 0.25}, {"ok", false}});
   });
   const auto tree = nlohmann::json::parse(line, nullptr, false);
   ASSERT_FALSE(tree.is_discarded()) << line;
   EXPECT_EQ(tree["level"], "error");
-  EXPECT_EQ(tree["log"]["event"], "broken");
-  EXPECT_EQ(tree["log"]["why"], "a \"b\"\n\\ {}");
-  EXPECT_EQ(tree["log"]["n"], "3");
+  EXPECT_EQ(tree["event"], "broken");
+  EXPECT_EQ(tree["why"], "a \"b\"\n\\ {}");
+  EXPECT_EQ(tree["n"], 3);
+  EXPECT_EQ(tree["rate"], 0.25);
+  EXPECT_EQ(tree["ok"], false);
+}
+
+TEST_F(LogTest, JsonHoldsWhateverBytesCome) {
+  log::Configure(log::Level::kInfo, /*json=*/true);
+  const std::string line = Written([] {
+    log::Info("odd", {{"utf8", "é…😀"},
+                      {"not", "a\xff\xc3(\xed\xa0\x80z"},
+                      {"cut", "a\xe2\x80"},
+                      {"c1",
+                       "\xc2\x9b"
+                       "31m"},
+                      {"nan", std::numeric_limits<double>::quiet_NaN()}});
+  });
+  const auto tree = nlohmann::json::parse(line, nullptr, false);
+  ASSERT_FALSE(tree.is_discarded()) << line;
+  EXPECT_EQ(tree["utf8"], "é…😀");
+  EXPECT_EQ(tree["not"], "a\ufffd\ufffd(\ufffd\ufffd\ufffdz");
+  EXPECT_EQ(tree["cut"], "a\ufffd\ufffd");
+  EXPECT_EQ(tree["nan"], "nan");
+  EXPECT_THAT(line, HasSubstr(R"(\u009b31m)")) << "no control sequence for a terminal";
 }
 
 }  // namespace

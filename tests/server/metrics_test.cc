@@ -46,7 +46,9 @@ void CountEverything(Metrics& metrics) {
   model.ObserveRequest(absl::Milliseconds(20));
   model.ObserveStage(ModelMetrics::Stage::kForward, absl::Milliseconds(15));
   model.ObserveBatch(3, 7);
+  model.CountRejection(ModelMetrics::Rejection::kPredictedLate, 2);
   model.AddQueue(5, 256);
+  model.SetPredictedWait(absl::Milliseconds(120));
   metrics.AddInflight(1);
   metrics.SetModelInfo("fashion", 3, "sha256:ab");
   metrics.ObserveModelLoad("fashion", absl::Seconds(1), false);
@@ -97,6 +99,8 @@ TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
           R"(pyramid_serving_requests_total{code="NotFound",model="fashion",version="0"})",
           R"(pyramid_serving_rejected_images_total{model="fashion",reason="queue_full"})",
           R"(pyramid_serving_rejected_images_total{model="fashion",reason="decode"})",
+          R"(pyramid_serving_rejected_images_total{model="fashion",reason="predicted_late"})",
+          R"(pyramid_serving_predicted_wait_seconds{model="fashion"})",
           R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="queue"})",
           R"(pyramid_serving_request_duration_seconds_count{model="fashion"})",
           R"(pyramid_serving_batch_size_images_count{model="fashion"})",
@@ -124,6 +128,8 @@ TEST(MetricsTest, EachCallCountsWhereItsNameSays) {
   const std::pair<const char*, double> expected[] = {
       {R"(pyramid_serving_requests_total{code="OK",model="fashion",version="3"})", 1},
       {R"(pyramid_serving_rejected_images_total{model="fashion",reason="expired"})", 4},
+      {R"(pyramid_serving_rejected_images_total{model="fashion",reason="predicted_late"})", 2},
+      {R"(pyramid_serving_predicted_wait_seconds{model="fashion"})", 0.12},
       {R"(pyramid_serving_request_duration_seconds_sum{model="fashion"})", 0.02},
       {R"(pyramid_serving_stage_duration_seconds_sum{model="fashion",stage="forward"})", 0.015},
       {R"(pyramid_serving_batch_size_images_bucket{model="fashion",le="4"})", 0},

@@ -68,6 +68,30 @@ TEST_F(CoordinatorClientTest, RegistersThenReportsTheNewestProgressAndEveryLine)
   }
 }
 
+TEST_F(CoordinatorClientTest, ShowsTheTokenItWasGiven) {
+  setenv("PYRAMID_KEY", "a-key", 1);
+  setenv("PYRAMID_WORKER_TOKEN", "a-token", 1);
+  CoordinatorClient::Options options = Options();
+  CoordinatorClient::FromEnvironment(options);
+  unsetenv("PYRAMID_WORKER_TOKEN");
+  CoordinatorClient::Options of_a_person = Options();
+  CoordinatorClient::FromEnvironment(of_a_person);
+  unsetenv("PYRAMID_KEY");
+  EXPECT_EQ(of_a_person.key, "a-key");
+  const auto client = CoordinatorClient::Start(options);
+  ASSERT_TRUE(coordinator_.AwaitReport([](const auto&) { return true; }, absl::Seconds(5)));
+  EXPECT_EQ(coordinator_.authorization(), "Bearer a-token");
+}
+
+TEST_F(CoordinatorClientTest, AFileOfTlsThatCantBeReadIsTriedAgainLater) {
+  CoordinatorClient::Options options = Options();
+  options.tls_ca = folder_ / "ca.pem";
+  options.finish_patience = absl::ZeroDuration();
+  const auto client = CoordinatorClient::Start(options);
+  EXPECT_THAT(client->Finish({}), StatusIs(absl::StatusCode::kNotFound, HasSubstr("ca.pem")));
+  EXPECT_TRUE(coordinator_.registers().empty());
+}
+
 TEST_F(CoordinatorClientTest, StopStaysAndSaveIsCarriedOutOnce) {
   const auto client = CoordinatorClient::Start(Options());
   EXPECT_FALSE(client->SaveAsked());

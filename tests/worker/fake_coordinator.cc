@@ -40,6 +40,10 @@ void FakeCoordinator::set_epoch(int64_t epoch) {
   absl::MutexLock lock(&mutex_);
   epoch_ = epoch;
 }
+std::string FakeCoordinator::authorization() const {
+  absl::MutexLock lock(&mutex_);
+  return authorization_;
+}
 std::vector<v1::RegisterRequest> FakeCoordinator::registers() const {
   absl::MutexLock lock(&mutex_);
   return registers_;
@@ -70,9 +74,14 @@ grpc::Status FakeCoordinator::Check(const v1::WorkerId& worker) const {
           absl::StrCat("epoch ", worker.epoch(), " is over, now ", epoch_)};
 }
 
-grpc::Status FakeCoordinator::Register(grpc::ServerContext*, const v1::RegisterRequest* request,
+grpc::Status FakeCoordinator::Register(grpc::ServerContext* context,
+                                       const v1::RegisterRequest* request,
                                        v1::RegisterResponse* response) {
   absl::MutexLock lock(&mutex_);
+  const auto shown = context->client_metadata().find("authorization");
+  authorization_ = shown == context->client_metadata().end()
+                       ? ""
+                       : std::string(shown->second.data(), shown->second.size());
   registers_.push_back(*request);
   response->set_directive(v1::GO_ON);
   return Check(request->worker());

@@ -28,6 +28,7 @@ class FakeCoordinator final : public v1::WorkerService::Service {
   void set_directive(v1::Directive directive);
   void set_epoch(int64_t epoch);  // calls with an older one are stale; default 0
 
+  std::string authorization() const;  // of the newest Register call
   std::vector<v1::RegisterRequest> registers() const;
   std::vector<v1::ReportRequest> reports() const;
   std::vector<v1::FinishRequest> finishes() const;
@@ -37,7 +38,7 @@ class FakeCoordinator final : public v1::WorkerService::Service {
                    absl::Duration limit) const;
 
  private:
-  grpc::Status Register(grpc::ServerContext*, const v1::RegisterRequest* request,
+  grpc::Status Register(grpc::ServerContext* context, const v1::RegisterRequest* request,
                         v1::RegisterResponse* response) override;
   grpc::Status Report(grpc::ServerContext*, const v1::ReportRequest* request,
                       v1::ReportResponse* response) override;
@@ -50,6 +51,7 @@ class FakeCoordinator final : public v1::WorkerService::Service {
   mutable absl::Mutex mutex_;
   v1::Directive directive_ = v1::GO_ON;
   int64_t epoch_ = 0;
+  std::string authorization_;
   std::vector<v1::RegisterRequest> registers_;
   std::vector<v1::ReportRequest> reports_;
   std::vector<v1::FinishRequest> finishes_;

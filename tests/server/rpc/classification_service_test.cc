@@ -14,6 +14,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "proto/base/file.h"
+#include "proto/base/key.h"
+#include "server/rpc/handle.h"
 #include "tests/testing/fake_classifier.h"
 #include "tests/testing/images.h"
 #include "tests/testing/metrics_text.h"
@@ -49,8 +52,17 @@ class ClassificationServiceTest : public ::testing::Test {
     network_.Forget();
     pipeline_ = std::make_unique<ClassifyPipeline>(ClassifyPipeline::Options{.max_pictures = 4},
                                                    *registry_, metrics_);
-    service_ =
-        std::make_unique<ClassificationService>(*pipeline_, *registry_, metrics_, kMaxMessageBytes);
+    // Whoever shows this key may send 10 pictures a second; the server below lets everybody in.
+    ASSERT_OK(WriteFileAtomically(folder_ / "keys.yaml",
+                                  absl::StrCat("[{name: slow, sha256: ", KeyHash("slow-key"),
+                                               ", scopes: [infer], images_per_second: 10}]")));
+    auto access = Access::Create(
+        {.keys = folder_ / "keys.yaml", .worker_secret = folder_ / "worker.secret"}, metrics_);
+    ASSERT_OK(access);
+    access_ = *std::move(access);
+    rates_ = std::make_unique<RateGate>(*access_, *registry_);
+    service_ = std::make_unique<ClassificationService>(*pipeline_, *registry_, metrics_,
+                                                       kMaxMessageBytes, rates_.get());
     int port = 0;
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -78,6 +90,7 @@ class ClassificationServiceTest : public ::testing::Test {
   Reply Classify(const v1::ClassifyRequest& request, absl::Duration timeout = absl::Seconds(20)) {
     Reply reply;
     grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer slow-key");
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
     reply.status = stub_->Classify(&context, request, &reply.response);
     for (const auto& [key, value] : context.GetServerTrailingMetadata()) {
@@ -106,6 +119,8 @@ class ClassificationServiceTest : public ::testing::Test {
   Metrics metrics_;
   std::unique_ptr<ModelRegistry> registry_;
   std::unique_ptr<ClassifyPipeline> pipeline_;
+  std::unique_ptr<Access> access_;
+  std::unique_ptr<RateGate> rates_;
   std::unique_ptr<ClassificationService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::ClassificationService::Stub> stub_;
@@ -172,6 +187,35 @@ TEST_F(ClassificationServiceTest, AFullQueueTellsWhenToComeBack) {
   EXPECT_EQ(Classify(Request(0)).trailers.count(kPushbackKey), 0u);
 }
 
+TEST_F(ClassificationServiceTest, PicturesOverTheKeysRateAreRefusedAndCounted) {
+  ASSERT_TRUE(Classify(Request(4)).status.ok());
+  ASSERT_TRUE(Classify(Request(4)).status.ok());
+  const int before = network_.pictures();
+  const Reply refused = Classify(Request(4));
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("the key slow may send 10 images"));
+  ASSERT_EQ(refused.trailers.count(kPushbackKey), 1u);
+  int millis = 0;
+  ASSERT_TRUE(absl::SimpleAtoi(refused.trailers.find(kPushbackKey)->second, &millis));
+  EXPECT_GT(millis, 0);
+  EXPECT_LE(millis, 200);
+  EXPECT_EQ(network_.pictures(), before);
+  EXPECT_EQ(
+      Sample(metrics_, R"(pyramid_serving_rejected_images_total{model="fashion",reason="rate"})"),
+      4);
+  absl::SleepFor(absl::Milliseconds(millis));
+  EXPECT_TRUE(Classify(Request(4)).status.ok()) << "it came back when it was told to";
+}
+
+TEST_F(ClassificationServiceTest, TheRequestsOwnIdIsInTheTrailers) {
+  const Reply reply = Classify(Request(1));
+  ASSERT_EQ(reply.trailers.count("x-request-id"), 1u);
+  EXPECT_EQ(reply.trailers.find("x-request-id")->second, "r-7");
+  v1::ClassifyRequest odd = Request(1);
+  odd.set_request_id("no\nheader");
+  EXPECT_EQ(Classify(odd).trailers.count("x-request-id"), 0u);
+}
+
 TEST_F(ClassificationServiceTest, ADeadlineThatPassesInTheQueueCostsNoForward) {
   network_.Shut();
   std::thread first([&] { Classify(Request(1)); });
@@ -192,6 +236,7 @@ TEST_F(ClassificationServiceTest, ACancelledCallCostsNoForward) {
   std::thread first([&] { Classify(Request(1)); });
   ASSERT_TRUE(network_.AwaitBatches(1));
   grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer slow-key");
   std::thread second([&] {
     v1::ClassifyResponse response;
     EXPECT_EQ(stub_->Classify(&context, Request(1), &response).error_code(),

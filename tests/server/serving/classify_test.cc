@@ -23,6 +23,7 @@
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/images.h"
 #include "tests/testing/metrics_text.h"
+#include "tests/testing/png.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_folder.h"
 
@@ -362,6 +363,137 @@ TEST_F(ClassifyTest, ACallerWhoLeftBeforeCostsNothing) {
   EXPECT_THAT(second->result, StatusIs(absl::StatusCode::kCancelled, HasSubstr("left")));
   EXPECT_EQ(network_.pictures(), 1);
   EXPECT_EQ(Rejected("cancelled"), 1);
+}
+
+TEST_F(ClassifyTest, PriorityGoesBeforeArrival) {
+  Make({}, {.max_batch = 1});
+  auto first = Occupy();
+  v1::ClassifyRequest request = Request({GreyPng(32, 1)});
+  auto second = Send(request);
+  request.set_priority(kLowestPriority);
+  auto third = Send(request);
+  request.set_priority(1);
+  auto fourth = Send(request);
+  while (Sample(*metrics_,
+                R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="decode"})") <
+         4) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  // A pass a second: the queue times tell the order.
+  network_.OnForward([this] { clock_.Advance(absl::Seconds(1)); });
+  network_.Open();
+  std::vector<absl::Duration> queue;
+  for (const auto* pending : {fourth.get(), second.get(), third.get()}) {
+    pending->answered.WaitForNotification();
+    ASSERT_OK(pending->result);
+    queue.push_back(FromProto(pending->result->timings().queue()));
+  }
+  EXPECT_THAT(queue, ElementsAre(absl::ZeroDuration(), absl::Seconds(1), absl::Seconds(2)));
+}
+
+TEST_F(ClassifyTest, APriorityThatIsNoneIsRefused) {
+  v1::ClassifyRequest request = Request({GreyPng(32, 1)});
+  request.set_priority(kLowestPriority + 1);
+  EXPECT_THAT(Classify(request),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("priority is 11; use 1")));
+}
+
+TEST_F(ClassifyTest, WhatWouldBeLateIsRefusedWithPushbackBeforeDecoding) {
+  network_.OnForward([this] { clock_.Advance(absl::Milliseconds(50)); });
+  ASSERT_OK(Classify(Request({GreyPng(32, 1)})));
+  network_.Forget();
+  const absl::Status late =
+      Classify(Request({GreyPng(32, 1)}), clock_.Now() + absl::Milliseconds(51)).status();
+  EXPECT_THAT(late, StatusIs(absl::StatusCode::kResourceExhausted,
+                             HasSubstr("the answer would come after the deadline")));
+  EXPECT_THAT(PushbackMillis(late), Gt(0));
+  EXPECT_EQ(Rejected("predicted_late"), 1);
+  EXPECT_EQ(Rejected("queue_full"), 0);
+  EXPECT_EQ(network_.pictures(), 0);
+  EXPECT_EQ(
+      Sample(*metrics_,
+             R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="decode"})"),
+      1);
+  EXPECT_OK(Classify(Request({GreyPng(32, 1)}), clock_.Now() + absl::Milliseconds(60)));
+}
+
+TEST_F(ClassifyTest, AnAnswerThatCameAfterTheDeadlineIsNone) {
+  network_.OnForward([this] { clock_.Advance(absl::Seconds(2)); });
+  EXPECT_THAT(Classify(Request({GreyPng(32, 1)}), clock_.Now() + absl::Seconds(1)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("1s after the deadline")));
+  EXPECT_EQ(Requests("DeadlineExceeded"), 1);
+  EXPECT_EQ(Rejected("expired"), 0) << "it reached the network";
+}
+
+TEST_F(ClassifyTest, ABadRequestNeverFailsItsBatchMates) {
+  auto first = Occupy();
+  auto good = Send(Request({GreyPng(32, 51)}));
+  auto undecodable = Send(Request({GoldenImage("truncated.jpg")}));
+  auto half = Send(Request({GreyPng(32, 1), "text"}));
+  auto wrong_shape = Send(TensorRequest(3, 32, 32, 3 * 32 * 32));
+  v1::ClassifyRequest strange = TensorRequest(1, 32, 32, 1024);
+  strange.mutable_pictures(0)->mutable_tensor()->set_values(5,
+                                                            std::numeric_limits<float>::infinity());
+  auto infinite = Send(strange);
+  auto cancelled = Send(Request({GreyPng(32, 2)}));
+  *cancelled->cancelled = true;
+  auto other = Send(Request({GreyPng(32, 255)}));
+  while (Sample(*metrics_,
+                R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="decode"})") <
+         7) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  network_.Forget();
+  network_.Open();
+  for (auto* pending : {good.get(), half.get(), other.get()}) {
+    pending->answered.WaitForNotification();
+    ASSERT_OK(pending->result);
+    EXPECT_EQ(pending->result->results(0).predictions(0).label(), "ankle boot");
+  }
+  EXPECT_EQ(half->result->results(1).code(), kInvalid);
+  undecodable->answered.WaitForNotification();
+  EXPECT_EQ(undecodable->result->results(0).code(), kInvalid);
+  infinite->answered.WaitForNotification();
+  EXPECT_EQ(infinite->result->results(0).code(), kInvalid);
+  wrong_shape->answered.WaitForNotification();
+  EXPECT_THAT(wrong_shape->result,
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tensor")));
+  EXPECT_THAT(network_.batches(), ElementsAre(3)) << "good, half, other";
+}
+
+TEST_F(ClassifyTest, NonFiniteTensorsAreAnsweredIfTheServerIsToldTo) {
+  Make({.refuse_non_finite = false});
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    v1::ClassifyRequest request = TensorRequest(1, 32, 32, 1024);
+    request.mutable_pictures(0)->mutable_tensor()->set_values(7, bad);
+    request.set_return_logits(true);
+    auto pending = Send(std::move(request));
+    pending->answered.WaitForNotification();
+    ASSERT_OK(pending->result.status());
+    const v1::PictureResult& result = pending->result->results(0);
+    EXPECT_EQ(result.code(), 0);
+    ASSERT_EQ(result.logits_size(), 3);
+    EXPECT_FALSE(std::isfinite(result.logits(0)));
+    EXPECT_EQ(result.predictions_size(), 3);
+  }
+}
+
+// They take a second together, one after the other; the small one overtakes them, and the network
+// waits for neither.
+TEST_F(ClassifyTest, A40MegapixelPictureHoldsNobodyUp) {
+  const std::string file = testing::Png(8000, 5000, 8, 0, std::string(size_t{8001} * 5000, '\0'),
+                                        false, testing::Chunk("tEXt", std::string(2 << 20, 'x')));
+  Make({.max_pictures = 4, .decode_threads = 2});
+  auto slow = Send(Request({file}));
+  auto slow_too = Send(Request({file}));
+  ASSERT_OK(Classify(Request({GreyPng(32, 1)})));
+  EXPECT_FALSE(slow_too->answered.HasBeenNotified());
+  slow_too->answered.WaitForNotification();
+  ASSERT_OK(slow_too->result);
+  EXPECT_EQ(slow_too->result->results(0).code(), 0) << slow_too->result->results(0).message();
+  slow->answered.WaitForNotification();
+  EXPECT_THAT(network_.batches(), ElementsAre(1, 1, 1));
 }
 
 TEST_F(ClassifyTest, AFullQueueIsRefusedWithPushbackBeforeDecoding) {

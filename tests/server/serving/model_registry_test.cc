@@ -18,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "model/checkpoint.h"
 #include "proto/base/file.h"
+#include "tests/server/serving/registry_fixture.h"
 #include "tests/testing/fake_classifier.h"
 #include "tests/testing/metrics_text.h"
 #include "tests/testing/status_matchers.h"
@@ -37,79 +38,17 @@ using testing::Sample;
 using testing::StatusIs;
 using testing::WriteFakeCheckpoint;
 
-class ModelRegistryTest : public ::testing::Test {
- protected:
-  void SetUp() override { Restart(); }
-
-  // A server that starts on the same folder.
-  void Restart() {
-    registry_ = nullptr;
-    metrics_ = std::make_unique<Metrics>();
-    ModelRegistry::Options options;
-    options.folder = folder_ / "models";
-    options.batching.max_batch = 8;
-    ClassifierLoader fake = testing::FakeLoader(network_);
-    registry_ = std::make_unique<ModelRegistry>(
-        options,
-        [this, fake = std::move(fake)](const fs::path& folder,
-                                       const ClassifierOptions& classifier) {
-          loads_.push_back(absl::StrCat(folder.filename().string(), " ", classifier.dtype));
-          return fake(folder, classifier);
-        },
-        [this](Classifier&, const fs::path&, const ClassifierOptions&) { return self_test_; },
-        *metrics_);
-    ASSERT_OK(registry_->Start());
-  }
-  // A trained checkpoint; other biases are other weights.
-  fs::path Checkpoint(int bias, v1::Manifest manifest = FakeManifest()) {
-    const fs::path folder = folder_ / absl::StrCat("checkpoint-", ++checkpoints_);
-    EXPECT_TRUE(WriteFakeCheckpoint(folder, bias, std::move(manifest)).ok());
-    return folder;
-  }
-  // The first logit that the version gives a black picture: its bias.
-  static float Bias(const ModelVersion& version) {
-    absl::Notification answered;
-    float bias = -1000;
-    auto room = version.batcher().Admit(1);
-    if (!room.ok()) return bias;
-    std::vector<Batcher::Picture> pictures(1);
-    pictures[0].pixels.assign(32 * 32, 0);
-    pictures[0].height = pictures[0].width = 32;
-    pictures[0].done = [&](absl::StatusOr<Batcher::Answer> answer) {
-      if (answer.ok()) bias = answer->logits[0];
-      answered.Notify();
-    };
-    version.batcher().Submit(*room, std::move(pictures));
-    answered.WaitForNotification();
-    return bias;
-  }
-  float BiasOf(absl::string_view name, int64_t version = 0) {
-    const auto found = registry_->Get(name, version);
-    return found.ok() ? Bias(**found) : -2000;
-  }
-  fs::path VersionFolder(const std::string& name, int version) {
-    return folder_ / "models" / name / absl::StrCat(version);
-  }
-  static void Damage(const fs::path& file) {
-    std::ofstream out(file, std::ios::binary | std::ios::app);
-    out << "x";
-  }
-
-  testing::TempFolder folder_;
-  FakeNetwork network_;
-  absl::StatusOr<SelfTestResult> self_test_ =
-      SelfTestResult{.available = true, .pictures = 16, .max_error = 1e-6, .tolerance = 1e-4};
-  std::vector<std::string> loads_;  // only written by one thread at a time in these tests
-  int checkpoints_ = 0;
-  std::unique_ptr<Metrics> metrics_;
-  std::unique_ptr<ModelRegistry> registry_;
-};
+class ModelRegistryTest : public testing::RegistryFixture {};
 
 TEST_F(ModelRegistryTest, PromotesACheckpointAsVersionOne) {
   ASSERT_OK_AND_ASSIGN(const auto promoted, registry_->Promote(Checkpoint(5), "fashion", ""));
   EXPECT_EQ(promoted.version, 1);
   EXPECT_FALSE(promoted.existed);
-  EXPECT_THAT(promoted.gates, ElementsAre("self-test: max error 1e-06, wanted ≤ 0.0001"));
+  EXPECT_EQ(promoted.previous, 0);
+  EXPECT_THAT(Texts(promoted.gates),
+              ElementsAre("top-1: not available (the checkpoint isn't validated)",
+                          "self-test: max error 1e-06, wanted ≤ 0.0001",
+                          "agreement: not available (nothing is stable yet)"));
   EXPECT_EQ(promoted.digest, ReadManifest(VersionFolder("fashion", 1))->digest());
   EXPECT_EQ(BiasOf("fashion"), 5);
   EXPECT_EQ(Sample(*metrics_, absl::StrCat(R"(pyramid_serving_model_info{digest=")",
@@ -140,7 +79,7 @@ TEST_F(ModelRegistryTest, TheSameDigestIsTheSameVersion) {
   ASSERT_OK_AND_ASSIGN(const auto again, registry_->Promote(checkpoint, "fashion", ""));
   EXPECT_EQ(again.version, 1);
   EXPECT_TRUE(again.existed);
-  EXPECT_THAT(again.gates, ElementsAre(HasSubstr("self-test")));
+  EXPECT_THAT(Texts(again.gates), ::testing::Contains(HasSubstr("self-test: max error")));
   EXPECT_THAT(loads_, ElementsAre("1 fp32"));
 }
 
@@ -189,15 +128,16 @@ TEST_F(ModelRegistryTest, TheSameDigestInAnotherDtypeIsLoadedAgain) {
   EXPECT_THAT(loads_, ElementsAre("1 fp32", "1 bf16"));
 }
 
-TEST_F(ModelRegistryTest, WarmsUpWithOnePictureAndAFullBatch) {
+TEST_F(ModelRegistryTest, WarmsUpWithPowersOfTwoAndAFullBatch) {
   ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
-  EXPECT_THAT(network_.batches(), ElementsAre(1, 8));
+  EXPECT_THAT(network_.batches(), ElementsAre(1, 2, 4, 8));
 }
 
 TEST_F(ModelRegistryTest, AMissingSelfTestIsReportedAsNotAvailable) {
   self_test_ = SelfTestResult{.available = false};
   ASSERT_OK_AND_ASSIGN(const auto promoted, registry_->Promote(Checkpoint(1), "fashion", ""));
-  EXPECT_THAT(promoted.gates, ElementsAre("self-test: not available"));
+  EXPECT_THAT(Texts(promoted.gates),
+              ::testing::Contains("self-test: not available (the checkpoint has none)"));
 }
 
 TEST_F(ModelRegistryTest, AFailingSelfTestKeepsTheOldVersion) {
@@ -313,7 +253,7 @@ TEST_F(ModelRegistryTest, AModelWithoutAUsableVersionSaysSo) {
 TEST_F(ModelRegistryTest, StartTakesTheNewestWhenTheRecordIsGone) {
   ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
   ASSERT_OK(registry_->Promote(Checkpoint(2), "fashion", ""));
-  fs::remove(folder_ / "models" / "fashion" / "current");
+  fs::remove(folder_ / "models" / "fashion" / "state.json");
   Restart();
   EXPECT_EQ(BiasOf("fashion"), 2);
 }
@@ -435,7 +375,7 @@ TEST_F(ModelRegistryTest, TheLastHolderMayBeTheVersionsOwnBatchThread) {
   ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
   auto held = registry_->Get("fashion", 0).value();
   Batcher& batcher = held->batcher();
-  auto room = std::make_unique<Batcher::Room>(batcher.Admit(1).value());
+  auto room = std::make_unique<Batcher::Room>(batcher.Admit({.pictures = 1}).value());
   std::vector<Batcher::Picture> pictures(1);
   pictures[0].pixels.assign(32 * 32, 0);
   pictures[0].height = pictures[0].width = 32;

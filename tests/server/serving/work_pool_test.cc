@@ -2,12 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "server/serving/pushback.h"
 #include "tests/testing/status_matchers.h"
@@ -55,6 +58,82 @@ TEST(WorkPoolTest, TakesAllTasksOrNone) {
     go_on.Notify();
   }
   EXPECT_EQ(done.load(), 4);
+}
+
+TEST(WorkPoolTest, ThreadsStandBackAsFarAsAsked) {
+  const auto nice_in = [](int steps) {
+    int nice = -100;
+    {
+      WorkPool pool("test", 1, 1, steps);
+      std::vector<WorkPool::Task> tasks;
+      tasks.emplace_back([&nice] { nice = getpriority(PRIO_PROCESS, 0); });
+      EXPECT_OK(pool.Post(std::move(tasks)));
+    }
+    return nice;
+  };
+  const int own = nice_in(0);
+  EXPECT_EQ(nice_in(3), std::min(19, own + 3));
+}
+
+// One thread that is kept busy until Go, so that tasks wait.
+class WaitingPoolTest : public ::testing::Test {
+ protected:
+  void Occupy(WorkPool& pool, WorkPool::Size size = WorkPool::Size::kUsual) {
+    absl::Notification started;
+    std::vector<WorkPool::Task> blocker;
+    blocker.emplace_back([&started, this] {
+      started.Notify();
+      go_.WaitForNotification();
+    });
+    ASSERT_OK(pool.Post(std::move(blocker), {}, size));
+    started.WaitForNotification();
+  }
+  void Post(WorkPool& pool, int name, Order order, WorkPool::Size size = WorkPool::Size::kUsual) {
+    std::vector<WorkPool::Task> tasks;
+    tasks.emplace_back([this, name] {
+      absl::MutexLock lock(&mutex_);
+      done_.push_back(name);
+    });
+    ASSERT_OK(pool.Post(std::move(tasks), order, size));
+  }
+
+  absl::Notification go_;
+  absl::Mutex mutex_;
+  std::vector<int> done_ ABSL_GUARDED_BY(mutex_);
+};
+
+TEST_F(WaitingPoolTest, GoesByPriorityThenDeadlineThenArrival) {
+  const absl::Time soon = absl::FromUnixSeconds(1);
+  {
+    WorkPool pool("test", 1, 100);
+    Occupy(pool);
+    Post(pool, 1, {});
+    Post(pool, 2, {});
+    Post(pool, 3, {.deadline = soon + absl::Seconds(1)}, WorkPool::Size::kLarge);
+    Post(pool, 4, {.deadline = soon});
+    Post(pool, 5, {.priority = 1});
+    EXPECT_EQ(pool.Ahead({.deadline = soon}, WorkPool::Size::kUsual), 2);
+    EXPECT_EQ(pool.Ahead({}, WorkPool::Size::kUsual), 4);
+    EXPECT_EQ(pool.Ahead({}, WorkPool::Size::kLarge), 1);
+    go_.Notify();
+  }
+  absl::MutexLock lock(&mutex_);
+  EXPECT_THAT(done_, ::testing::ElementsAre(5, 4, 3, 1, 2));
+}
+
+TEST_F(WaitingPoolTest, LargeTasksLeaveAThreadToTheOthers) {
+  WorkPool pool("test", 2, 100);
+  Occupy(pool, WorkPool::Size::kLarge);
+  Post(pool, 1, {.priority = 1}, WorkPool::Size::kLarge);
+  Post(pool, 2, {});
+  const auto done = [&] {
+    absl::MutexLock lock(&mutex_);
+    const auto some = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return !done_.empty(); };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&some), absl::Seconds(10)));
+    return done_;
+  };
+  EXPECT_THAT(done(), ::testing::ElementsAre(2)) << "the large one waits for the other large one";
+  go_.Notify();
 }
 
 TEST(PushbackTest, AStatusWithoutHintHasNone) {

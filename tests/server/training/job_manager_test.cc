@@ -200,6 +200,18 @@ class JobManagerTest : public ::testing::Test {
 
 // ---------------------------------------------------------------- submit, get, list
 
+TEST_F(JobManagerTest, EachAttemptsWorkersGetVariablesOfTheirOwn) {
+  options_.worker_environment = [](const std::string& job, int64_t epoch) {
+    return std::vector<std::string>{absl::StrCat("TOKEN=", job, "/", epoch)};
+  };
+  Start();
+  const std::string id = Submit("workers: 2\n");
+  const int64_t epoch = AwaitLaunch(id);
+  for (const WorkerLaunch& launch : launcher_.launches()) {
+    EXPECT_THAT(launch.environment, ::testing::ElementsAre(absl::StrCat("TOKEN=", id, "/", epoch)));
+  }
+}
+
 TEST_F(JobManagerTest, AJobLivesFromSubmitToSucceeded) {
   Start();
   const std::string id = Submit("workers: 2\nowner: ann\n");

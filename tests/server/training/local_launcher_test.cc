@@ -97,6 +97,18 @@ TEST_F(LocalLauncherTest, OutputAndThreadsReachTheWorkerAndItsLogIsAppendedTo) {
   EXPECT_EQ(Log(), "before\nout 3 j-000001\nerr\n");
 }
 
+TEST_F(LocalLauncherTest, VariablesOfTheLaunchComeBeforeTheServersOwn) {
+  setenv("PYRAMID_TEST_ONE", "the server's", 1);
+  setenv("PYRAMID_TEST_ONE_MORE", "kept", 1);
+  WorkerLaunch launch = Script("echo $PYRAMID_TEST_ONE, $PYRAMID_TEST_ONE_MORE, $PYRAMID_TEST_TWO");
+  launch.environment = {"PYRAMID_TEST_ONE=mine", "PYRAMID_TEST_TWO=2"};
+  Launch(launch);
+  AwaitEnd(launcher_);
+  unsetenv("PYRAMID_TEST_ONE");
+  unsetenv("PYRAMID_TEST_ONE_MORE");
+  EXPECT_EQ(Log(), "mine, kept, 2\n");
+}
+
 TEST_F(LocalLauncherTest, ExitCodesAndSignalsAreSeen) {
   Launch(Script("exit 7"));
   EXPECT_EQ(AwaitEnd(launcher_).exit_code, 7);

@@ -1,0 +1,56 @@
+// ModelInfer's messages: from a request to pictures where they lie, and from the pipeline's answer
+// to tensors. Pure.
+#ifndef PYRAMID_SERVER_RPC_INFER_REQUEST_H_
+#define PYRAMID_SERVER_RPC_INFER_REQUEST_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "proto/classification.pb.h"
+#include "proto/open_inference.pb.h"
+#include "server/serving/classify.h"
+
+namespace pyramid {
+
+// A checked request as the pipeline takes it. `pictures` point into the message.
+struct InferPlan {
+  struct Output {
+    std::string name;
+    int classes = 0;  // so many best classes as text; 0: the vector
+  };
+  v1::ClassifyRequest classify;
+  std::vector<PictureView> pictures;
+  std::vector<Output> outputs;
+  absl::Duration timeout = absl::InfiniteDuration();
+};
+
+// What version a text means: a number, an alias, or neither for the stable one.
+struct VersionText {
+  int64_t number = 0;
+  absl::string_view alias;  // of the text
+};
+
+// InvalidArgument: it is neither a number from 1 nor looks like an alias.
+absl::StatusOr<VersionText> ParseVersionText(absl::string_view text);
+
+// InvalidArgument names input or output, value and limit.
+absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request, int max_pictures);
+
+// The answer in raw tensors. The first picture's error, with its index, if one has any.
+absl::StatusOr<inference::ModelInferResponse> AnswerInfer(
+    const inference::ModelInferRequest& request, const InferPlan& plan,
+    v1::ClassifyResponse classified);
+
+// An element of a BYTES tensor: its length in 4 little-endian bytes, then itself.
+void AppendBytesElement(absl::string_view element, std::string& raw);
+
+// The elements of a BYTES tensor. InvalidArgument: `raw` ends within one.
+absl::StatusOr<std::vector<absl::string_view>> SplitBytesElements(absl::string_view raw);
+
+}  // namespace pyramid
+
+#endif  // PYRAMID_SERVER_RPC_INFER_REQUEST_H_

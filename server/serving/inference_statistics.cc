@@ -1,0 +1,42 @@
+#include "server/serving/inference_statistics.h"
+
+#include "absl/time/clock.h"
+
+namespace pyramid {
+
+void InferenceStatistics::AddAnswer(int pictures, const Times& times, absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  sums_.last = now;
+  sums_.pictures += pictures;
+  sums_.success.Add(times.total);
+  sums_.queue.Add(times.queue);
+  sums_.input.Add(times.input);
+  sums_.infer.Add(times.infer);
+  sums_.output.Add(times.output);
+}
+
+void InferenceStatistics::AddFailure(absl::Duration total) {
+  absl::MutexLock lock(&mutex_);
+  sums_.fail.Add(total);
+}
+
+void InferenceStatistics::AddBatch(int pictures, absl::Duration forward) {
+  absl::MutexLock lock(&mutex_);
+  ++sums_.executions;
+  sums_.batches[pictures].Add(forward);
+}
+
+InferenceStatistics::Snapshot InferenceStatistics::Get() const {
+  absl::MutexLock lock(&mutex_);
+  return sums_;
+}
+
+absl::StatusOr<std::vector<float>> CountedClassifier::Forward(std::span<const float> pixels,
+                                                              int batch, int height, int width) {
+  const absl::Time started = absl::Now();
+  absl::StatusOr<std::vector<float>> logits = classifier_.Forward(pixels, batch, height, width);
+  if (logits.ok()) statistics_.AddBatch(batch, absl::Now() - started);
+  return logits;
+}
+
+}  // namespace pyramid

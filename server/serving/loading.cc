@@ -1,0 +1,90 @@
+#include "server/serving/loading.h"
+
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <span>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "model/thread_limit.h"
+#include "proto/base/status.h"
+
+namespace pyramid {
+namespace {
+
+constexpr int kNice = 10;  // a tenth of a busy core
+constexpr size_t kLeastPasses = 3;
+constexpr size_t kMostPasses = 20;
+constexpr absl::Duration kMostTime = absl::Seconds(2);
+
+// Blank pictures for the classifier.
+class Blanks {
+ public:
+  Blanks(Classifier& classifier, int most)
+      : classifier_(classifier),
+        side_(classifier.manifest().preprocessing().crop()),
+        picture_(static_cast<size_t>(classifier.manifest().network().in_channels()) *
+                 static_cast<size_t>(side_ * side_)),
+        pixels_(picture_ * static_cast<size_t>(most)) {}
+
+  absl::Status Forward(int batch) {
+    const std::span<const float> part(pixels_.data(), picture_ * static_cast<size_t>(batch));
+    return classifier_.Forward(part, batch, side_, side_).status();
+  }
+
+ private:
+  Classifier& classifier_;
+  const int side_;
+  const size_t picture_;
+  const std::vector<float> pixels_;
+};
+
+}  // namespace
+
+void RunBesideServing(int threads, absl::FunctionRef<void()> work) {
+  std::thread([&] {
+    pthread_setname_np(pthread_self(), "model-load");
+    // Linux has a nice value a thread; if it can't be set, the work only disturbs more.
+    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
+    const ThreadLimit limit(threads);
+    work();
+  }).join();
+}
+
+std::vector<int> WarmUpSizes(int largest, absl::string_view device) {
+  std::vector<int> sizes;
+  for (int size = 1; size < largest; size = device == "cpu" ? 2 * size : size + 1) {
+    sizes.push_back(size);
+  }
+  sizes.push_back(largest);
+  return sizes;
+}
+
+absl::Status WarmUp(Classifier& classifier, const std::vector<int>& sizes) {
+  Blanks blanks(classifier, *std::max_element(sizes.begin(), sizes.end()));
+  for (const int size : sizes) {
+    RETURN_IF_ERROR(
+        Annotate(blanks.Forward(size), absl::StrCat("warming up with ", size, " pictures")));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<absl::Duration> MeasureLatency(Classifier& classifier, int batch, Clock& clock) {
+  Blanks blanks(classifier, batch);
+  std::vector<absl::Duration> passes;
+  const absl::Time until = clock.Now() + kMostTime;
+  while (passes.size() < kLeastPasses || (passes.size() < kMostPasses && clock.Now() < until)) {
+    const absl::Time started = clock.Now();
+    RETURN_IF_ERROR(Annotate(blanks.Forward(batch), "measuring latency"));
+    passes.push_back(clock.Now() - started);
+  }
+  const auto middle = passes.begin() + static_cast<std::ptrdiff_t>(passes.size() / 2);
+  std::nth_element(passes.begin(), middle, passes.end());
+  return *middle;
+}
+
+}  // namespace pyramid

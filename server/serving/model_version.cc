@@ -1,0 +1,76 @@
+#include "server/serving/model_version.h"
+
+#include <malloc.h>
+#include <pthread.h>
+
+#include <utility>
+
+#include "proto/base/log.h"
+
+namespace pyramid {
+
+ModelVersion::ModelVersion(std::string name, int64_t version, std::string dtype,
+                           std::unique_ptr<Classifier> classifier, const Batcher::Options& batching,
+                           Metrics& metrics, Clock& clock)
+    : name_(std::move(name)),
+      version_(version),
+      dtype_(std::move(dtype)),
+      metrics_(metrics.ForModel(name_)),
+      classifier_(std::move(classifier)),
+      counted_(*classifier_, statistics_) {
+  metrics_.StartVersion(version_);
+  batcher_ = std::make_unique<Batcher>(counted_, batching, metrics_, version_, clock);
+}
+
+ModelVersion::~ModelVersion() {
+  batcher_.reset();
+  metrics_.DropVersion(version_);
+}
+
+VersionReaper::VersionReaper() : thread_([this] { Run(); }) {}
+
+std::shared_ptr<const ModelVersion> VersionReaper::Share(std::shared_ptr<VersionReaper> reaper,
+                                                         std::unique_ptr<ModelVersion> version) {
+  {
+    absl::MutexLock lock(&reaper->mutex_);
+    ++reaper->alive_;
+  }
+  return {version.release(), [reaper = std::move(reaper)](const ModelVersion* gone) {
+            absl::MutexLock lock(&reaper->mutex_);
+            reaper->dead_.emplace_back(gone);
+          }};
+}
+
+void VersionReaper::Finish() {
+  {
+    absl::MutexLock lock(&mutex_);
+    finishing_ = true;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void VersionReaper::Run() {
+  pthread_setname_np(pthread_self(), "model-reaper");
+  while (true) {
+    std::unique_ptr<const ModelVersion> gone;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto ready = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+        return !dead_.empty() || (finishing_ && alive_ == 0);
+      };
+      mutex_.Await(absl::Condition(&ready));
+      if (dead_.empty()) return;
+      gone = std::move(dead_.front());
+      dead_.pop_front();
+    }
+    const std::string name = gone->name();
+    const int64_t version = gone->version();
+    gone.reset();
+    malloc_trim(0);  // weights go back to the system, not to the allocator's arenas
+    log::Info("model_unloaded", {{"model", name}, {"version", version}});
+    absl::MutexLock lock(&mutex_);
+    --alive_;
+  }
+}
+
+}  // namespace pyramid

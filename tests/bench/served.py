@@ -1,0 +1,109 @@
+"""Starts one of our servers with made-up weights in a temporary folder, puts it under load with `pyramid bench serve`, reads its figures."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def cpu_seconds(pid):
+    """User and system time of a process and its ended children."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return sum(int(fields[i]) for i in (11, 12)) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) / 1024
+
+
+class Served:
+    """A server of ours; a context manager. `programs`: the folder with our programs. `program`: pyramid-server or null_server."""
+
+    def __init__(self, programs, program, variant="pvt_v2_b0", classes=1000, channels=3, dtype="bf16", config=""):
+        self.programs = programs
+        self.folder = tempfile.TemporaryDirectory(prefix="pyramid-serving-")
+        model = os.path.join(self.path("data"), "models", "net")
+        os.makedirs(model)
+        weights = self.path("weights.safetensors")
+        self.quiet([self.program("formula_weights"), weights, variant, str(classes), str(channels)])
+        self.quiet([self.program("pyramid"), "convert", weights, os.path.join(model, "1")])
+        with open(os.path.join(model, "state.json"), "w") as file:
+            json.dump({"format_version": 1, "name": "net", "aliases": {"stable": "1"}, "dtypes": {"1": dtype}}, file)
+        with open(self.path("server.yaml"), "w") as file:
+            file.write(config or "log_level: warning\n")
+        self.log = open(self.path("log"), "w")
+        self.process = subprocess.Popen(
+            [self.program(program), "--data", self.path("data"), "--config", self.path("server.yaml"), "--grpc-port", "0", "--http-port",
+             "0", "--metrics-port", "0"], stdout=self.log, stderr=self.log)
+        self.pid = self.process.pid
+        self.address_file = os.path.join(self.path("data"), "server.json")
+        until = time.time() + 60
+        while not os.path.exists(self.address_file):
+            if self.process.poll() is not None or time.time() > until:
+                sys.exit(f"{program} didn't start:\n{open(self.path('log')).read()}")
+            time.sleep(0.05)
+        self.addresses = json.load(open(self.address_file))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        self.log.close()
+        self.folder.cleanup()
+
+    def path(self, name):
+        return os.path.join(self.folder.name, name)
+
+    def program(self, name):
+        return os.path.join(self.programs, name)
+
+    def quiet(self, command):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)} ended with status {done.returncode}: {done.stdout}")
+
+    def load(self, *options):
+        """`pyramid bench serve OPTIONS`: its object, with the server's CPU seconds and its counters' growth."""
+        return load(self.programs, self.addresses["grpc"], options, self)
+
+    def metrics(self):
+        """Every series without its labels, summed: enough for a server with one model."""
+        sums = {}
+        text = urllib.request.urlopen(f"http://{self.addresses['metrics']}/metrics").read().decode()
+        for line in text.splitlines():
+            if line and line[0] != "#":
+                name, value = line.rsplit(" ", 1)
+                for key in {name, name.split("{")[0]}:
+                    sums[key] = sums.get(key, 0) + float(value)
+        return sums
+
+
+def load(programs, address, options, server=None):
+    before = server.metrics() if server else {}
+    cpu = cpu_seconds(server.pid) if server else 0
+    command = [os.path.join(programs, "pyramid"), "bench", "serve", "--server", address, "--json", *[str(option) for option in options]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = done.stdout.strip().splitlines()
+    if not lines:
+        sys.exit(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr}")
+    result = json.loads(lines[-1])
+    if server:
+        result["server_cpu_seconds"] = cpu_seconds(server.pid) - cpu
+        after = server.metrics()
+        result["grown"] = {key: value - before.get(key, 0) for key, value in after.items()}
+    return result
+
+
+def within(result, index=0):
+    """Answers a second in the time given with --within."""
+    return result["goodput"][index]["per_second"] if result["goodput"] else 0
