@@ -90,7 +90,11 @@ TEST_F(LifecycleTest, GatesCanaryRollbackAndHistory) {
   EXPECT_EQ(slow.exit_code, 4);
   EXPECT_THAT(slow.err, HasSubstr("gate latency: "));
   EXPECT_THAT(slow.err, HasSubstr("ms at batch 4, wanted ≤ 0.001 ms"));
-  const RunResult poor = Promote(1, {"--min-top1", "1"});
+  const std::string untrained =
+      cluster_.Submit(cluster_.SmallRecipe("epoch_size: 1\nnum_samples: 32\n"), {"lr=0.0000001"});
+  ASSERT_EQ(cluster_.WaitForEnd(untrained).state(), v1::SUCCEEDED);
+  const RunResult poor =
+      cluster_.Cli({"promote", untrained, "--as", "bars", "--min-top1", "0.999"});
   EXPECT_EQ(poor.exit_code, 4);
   EXPECT_THAT(poor.err, HasSubstr("gate top-1: "));
   EXPECT_EQ(Version("bars"), 1);

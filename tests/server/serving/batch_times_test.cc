@@ -94,7 +94,9 @@ TEST(BatchTimesTest, HalfOfTheBatchesTakeTheTimeAndNearlyAllTheMost) {
     }
     EXPECT_NEAR(slower, 0.5 * kTries, 0.1 * kTries) << sigma;
     EXPECT_LT(over, 0.08 * kTries) << sigma;
-    if (sigma > 0.05) EXPECT_GT(over, 0.02 * kTries) << sigma;
+    if (sigma > 0.05) {
+      EXPECT_GT(over, 0.02 * kTries) << sigma;
+    }
   }
 }
 
