@@ -15,6 +15,7 @@
 #include "model/packed_network.h"
 #include "model/thread_team.h"
 #include "model/variants.h"
+#include "proto/base/cores.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
 

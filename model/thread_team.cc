@@ -157,11 +157,4 @@ void RunOnTeam(int wanted, absl::FunctionRef<void(int rank, int size)> fn) {
   team.Run(ThreadLimit::Of(wanted), fn);
 }
 
-int UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
 }  // namespace pyramid

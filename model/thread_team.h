@@ -59,9 +59,6 @@ class TeamMember {
 // has the team. fn gets (rank, n). fn must not throw and must not call this.
 void RunOnTeam(int wanted, absl::FunctionRef<void(int rank, int size)> fn);
 
-// The machine's cores that this process may use.
-int UsableCores();
-
 }  // namespace pyramid
 
 #endif  // PYRAMID_MODEL_THREAD_TEAM_H_

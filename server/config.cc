@@ -155,8 +155,9 @@ absl::Status InRange(absl::string_view key, T value, T low, T high) {
 absl::Status CheckSecurity(const ServerConfig& c) {
   const ServerConfig::Security& s = c.security;
   if (s.tls_cert.empty() != s.tls_key.empty()) {
-    return Bad("server.security",
-               "has one of tls_cert and tls_key; a certificate and its private key belong together");
+    return Bad(
+        "server.security",
+        "has one of tls_cert and tls_key; a certificate and its private key belong together");
   }
   if (s.worker_cert.empty() != s.worker_key.empty()) {
     return Bad("server.security", "has one of worker_cert and worker_key; name both or neither");
@@ -208,8 +209,8 @@ absl::StatusOr<ServerConfig> ParseServerConfig(absl::string_view yaml) {
 
 absl::Status CheckServerConfig(const ServerConfig& c) {
   if (c.data.empty()) return Bad("server.data", "is empty; use a folder");
-  for (const auto& [key, host] : {std::pair{"server.host", &c.host},
-                                  std::pair{"server.metrics_host", &c.metrics_host}}) {
+  for (const auto& [key, host] :
+       {std::pair{"server.host", &c.host}, std::pair{"server.metrics_host", &c.metrics_host}}) {
     if (host->empty()) return Bad(key, "is empty; use an address, 127.0.0.1 for this machine only");
   }
   for (const auto& [key, port] :
@@ -234,10 +235,10 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
                           absl::Hours(24)));
   RETURN_IF_ERROR(InRange("server.connections.keepalive_timeout", n.keepalive_timeout,
                           absl::Milliseconds(100), absl::Hours(1)));
-  RETURN_IF_ERROR(InRange("server.connections.max_age", n.max_age, absl::ZeroDuration(),
-                          absl::Hours(24 * 24)));
-  RETURN_IF_ERROR(InRange("server.connections.max_age_grace", n.max_age_grace,
-                          absl::ZeroDuration(), absl::Hours(24)));
+  RETURN_IF_ERROR(
+      InRange("server.connections.max_age", n.max_age, absl::ZeroDuration(), absl::Hours(24 * 24)));
+  RETURN_IF_ERROR(InRange("server.connections.max_age_grace", n.max_age_grace, absl::ZeroDuration(),
+                          absl::Hours(24)));
   RETURN_IF_ERROR(InRange<int64_t>("server.connections.memory_bytes", n.memory_bytes,
                                    4 * c.serving.max_message_bytes, int64_t{1} << 40));
   const ServerConfig::Serving& s = c.serving;
@@ -260,7 +261,7 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
                                    int64_t{1} << 30));
   RETURN_IF_ERROR(InRange("server.serving.decode_threads", s.decode_threads, 1, 256));
   RETURN_IF_ERROR(InRange("server.serving.decode_queue", s.decode_queue, 1, 1'000'000));
-  RETURN_IF_ERROR(InRange("server.serving.instances", s.instances, 1, 64));
+  RETURN_IF_ERROR(InRange("server.serving.instances", s.instances, 0, kMostInstances));
   RETURN_IF_ERROR(InRange("server.serving.forward_threads", s.forward_threads, 0, 1024));
   RETURN_IF_ERROR(InRange<int64_t>("server.serving.max_picture_bytes", s.max_picture_bytes, 1,
                                    int64_t{1} << 30));
@@ -272,8 +273,8 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
   const ServerConfig::Promotion& p = c.promotion;
   RETURN_IF_ERROR(InRange("server.promotion.min_top1", p.min_top1, 0.0, 1.0));
   RETURN_IF_ERROR(InRange("server.promotion.min_agreement", p.min_agreement, 0.0, 1.0));
-  RETURN_IF_ERROR(InRange("server.promotion.max_latency", p.max_latency, absl::ZeroDuration(),
-                          absl::Hours(1)));
+  RETURN_IF_ERROR(
+      InRange("server.promotion.max_latency", p.max_latency, absl::ZeroDuration(), absl::Hours(1)));
   RETURN_IF_ERROR(InRange("server.promotion.latency_batch", p.latency_batch, 1, s.max_batch));
   RETURN_IF_ERROR(InRange("server.promotion.load_threads", p.load_threads, 1, 1024));
   const ServerConfig::Training& t = c.training;

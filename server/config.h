@@ -14,13 +14,15 @@
 
 namespace pyramid {
 
+inline constexpr int kMostInstances = 64;  // forward passes at a time
+
 struct ServerConfig {
-  std::filesystem::path data = "data";  // jobs, models, database, server.json
-  std::string host = "127.0.0.1";       // address to listen on
-  int grpc_port = 8001;                 // 0: a free one
-  int http_port = 8000;                 // REST, health
-  int metrics_port = 8002;              // Prometheus
-  bool reflection = true;               // grpc.reflection
+  std::filesystem::path data = "data";     // jobs, models, database, server.json
+  std::string host = "127.0.0.1";          // address to listen on
+  int grpc_port = 8001;                    // 0: a free one
+  int http_port = 8000;                    // REST, health
+  int metrics_port = 8002;                 // Prometheus
+  bool reflection = true;                  // grpc.reflection
   std::string metrics_host = "127.0.0.1";  // of the metrics port, which has neither TLS nor keys
   bool log_json = false;
   std::string log_level = "info";  // debug | info | warning | error
@@ -34,9 +36,10 @@ struct ServerConfig {
     int max_pictures = 64;                 // per request
     int64_t max_message_bytes = 64 << 20;  // per request
     int decode_threads = 2;
-    int decode_queue = 512;   // pictures waiting to be decoded, all models
-    int instances = 1;        // forward passes at a time on the device, all models together
-    int forward_threads = 0;  // inside a forward pass; 0: the machine's cores ÷ instances
+    int decode_queue = 512;  // pictures waiting to be decoded, all models
+    int instances = 0;  // forward passes at a time on the device, all models together; 0: on a CPU
+                        // as many as cores, else 2
+    int forward_threads = 0;  // of a pass that is alone, shared by those side by side; 0: all cores
     std::string device = "cpu";
     int64_t max_picture_bytes = 32 << 20;
     int64_t max_picture_pixels = 50'000'000;
@@ -47,7 +50,7 @@ struct ServerConfig {
 
   // What a promotion must show, where the request for it doesn't say. 0, false: not asked for.
   struct Promotion {
-    double min_top1 = 0;  // 0..1, of the checkpoint's validation
+    double min_top1 = 0;                                // 0..1, of the checkpoint's validation
     absl::Duration max_latency = absl::ZeroDuration();  // median pass of latency_batch pictures
     int latency_batch = 1;
     double min_agreement = 0;  // 0..1, first answers equal to the stable version's; holds from a

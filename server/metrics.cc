@@ -114,7 +114,8 @@ std::vector<const google::protobuf::MethodDescriptor*> KnownMethods() {
   std::vector<const google::protobuf::MethodDescriptor*> methods;
   for (const google::protobuf::FileDescriptor* file :
        {v1::ClassifyRequest::descriptor()->file(), v1::SubmitJobRequest::descriptor()->file(),
-        v1::ReportRequest::descriptor()->file(), inference::ModelInferRequest::descriptor()->file(), v1::ModelState::descriptor()->file()}) {
+        v1::ReportRequest::descriptor()->file(), inference::ModelInferRequest::descriptor()->file(),
+        v1::ModelState::descriptor()->file()}) {
     for (int s = 0; s < file->service_count(); ++s) {
       for (int m = 0; m < file->service(s)->method_count(); ++m) {
         methods.push_back(file->service(s)->method(m));

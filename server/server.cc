@@ -22,6 +22,7 @@
 #include "model/classifier.h"
 #include "model/device.h"
 #include "proto/base/clock.h"
+#include "proto/base/cores.h"
 #include "proto/base/file.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
@@ -30,6 +31,7 @@
 #include "server/metrics.h"
 #include "server/rpc/classification_service.h"
 #include "server/rpc/inference_service.h"
+#include "server/rpc/large_calls.h"
 #include "server/rpc/model_service.h"
 #include "server/rpc/open_inference.h"
 #include "server/rpc/rate_gate.h"
@@ -180,12 +182,15 @@ JobManager::Options ManagerOptions(const ServerConfig& config, const Access& acc
   return options;
 }
 
-// Instances share the cores unless somebody says otherwise: so many times all threads is how
-// servers collapse.
 int ForwardThreads(const ServerConfig::Serving& serving) {
-  if (serving.forward_threads > 0 || serving.instances == 1) return serving.forward_threads;
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  return std::max(1, cores / serving.instances);
+  return serving.forward_threads > 0 ? serving.forward_threads : UsableCores();
+}
+
+// As many as cores: a pass that is alone uses all of them, passes side by side share them. A device
+// with memory of its own computes one batch while the answers of another are fetched.
+int Instances(const ServerConfig::Serving& serving) {
+  if (serving.instances > 0) return serving.instances;
+  return serving.device == "cpu" ? std::min(UsableCores(), kMostInstances) : 2;
 }
 
 ModelRegistry::Options RegistryOptions(const ServerConfig& config) {
@@ -202,7 +207,8 @@ ModelRegistry::Options RegistryOptions(const ServerConfig& config) {
   options.batching.max_batch = config.serving.max_batch;
   options.batching.max_delay = config.serving.max_delay;
   options.batching.max_queue = config.serving.max_queue;
-  options.batching.device = std::make_shared<DeviceTurns>(config.serving.instances);
+  options.batching.device = std::make_shared<DeviceTurns>(Instances(config.serving));
+  options.batching.threads = options.device == "cpu" ? options.forward_threads : 1;
   return options;
 }
 
@@ -265,6 +271,7 @@ struct Server::Parts {
   std::unique_ptr<OpenInference> open_inference;
   std::unique_ptr<InferenceService> inference;
   std::unique_ptr<RestV2> rest;
+  LargeCalls large_calls;
   std::unique_ptr<ModelService> models;
   std::unique_ptr<TrainingService> training;
   std::unique_ptr<WorkerService> worker;
@@ -333,6 +340,9 @@ absl::Status Server::Parts::ListenGrpc() {
   int port = 0;
   builder.AddListeningPort(absl::StrCat(HostForUrl(config.host), ":", config.grpc_port),
                            MakeServerCredentials(*access, tls), &port);
+  classification->AddTo(large_calls);
+  inference->AddTo(large_calls);
+  builder.RegisterCallbackGenericService(&large_calls);
   builder.RegisterService(classification.get());
   builder.RegisterService(inference.get());
   builder.RegisterService(models.get());

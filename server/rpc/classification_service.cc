@@ -1,10 +1,9 @@
 #include "server/rpc/classification_service.h"
 
-#include <atomic>
-#include <memory>
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/rpc/handle.h"
 #include "server/security/grpc_credentials.h"
 
@@ -13,40 +12,33 @@ namespace {
 
 const char* ServiceName() { return v1::ClassificationService::service_full_name(); }
 
-// Lives from the call's arrival to gRPC's OnDone.
-class ClassifyReactor final : public grpc::ServerUnaryReactor {
+class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyResponse> {
  public:
-  ClassifyReactor(grpc::CallbackServerContext& context, v1::ClassifyResponse& response,
-                  Metrics& metrics)
-      : context_(context), response_(response), call_(metrics, ServiceName(), "Classify") {}
-
-  void Run(ClassifyPipeline& pipeline, const v1::ClassifyRequest& request, const RateGate* rates) {
-    AddRequestId(request.request_id(), context_);
-    if (rates != nullptr) {
-      const absl::Status passed =
-          rates->Pass(CredentialsOf(context_), request.model(), request.pictures_size());
-      if (!passed.ok()) {
-        AddPushback(passed, context_);
-        return Finish(call_.End(passed));
-      }
-    }
-    // Nothing of this object may be touched after Finish, which may come before Classify returns.
-    pipeline.Classify(request, DeadlineOf(context_), cancelled_,
-                      [this](absl::StatusOr<v1::ClassifyResponse> result) {
-                        if (result.ok()) response_ = *std::move(result);
-                        AddPushback(result.status(), context_);
-                        Finish(call_.End(result.status()));
-                      });
-  }
-
-  void OnCancel() override { cancelled_->store(true); }
-  void OnDone() override { delete this; }
+  ClassifyCall(grpc::GenericCallbackServerContext& context, ClassifyPipeline& pipeline,
+               Metrics& metrics, const RateGate* rates)
+      : LargeCall(context, metrics, ServiceName(), "Classify"),
+        pipeline_(pipeline),
+        rates_(rates) {}
 
  private:
-  grpc::CallbackServerContext& context_;
-  v1::ClassifyResponse& response_;
-  RpcCall call_;
-  const std::shared_ptr<std::atomic<bool>> cancelled_ = std::make_shared<std::atomic<bool>>(false);
+  absl::Status CheckAtDoor() override { return pipeline_.CheckAtDoor(DeadlineOf(context())); }
+
+  void Run() override {
+    AddRequestId(request().request_id(), context());
+    if (rates_ != nullptr) {
+      const absl::Status passed =
+          rates_->Pass(CredentialsOf(context()), request().model(), request().pictures_size());
+      if (!passed.ok()) return Answer(passed);
+    }
+    pipeline_.Classify(
+        request(), DeadlineOf(context()), cancelled(),
+        [this](absl::StatusOr<v1::ClassifyResponse> result) { Answer(std::move(result)); });
+  }
+
+  void Sent(absl::Duration time) override { pipeline_.Sent(time); }
+
+  ClassifyPipeline& pipeline_;
+  const RateGate* const rates_;
 };
 
 }  // namespace
@@ -60,12 +52,13 @@ ClassificationService::ClassificationService(ClassifyPipeline& pipeline,
       max_message_bytes_(max_message_bytes),
       rates_(rates) {}
 
-grpc::ServerUnaryReactor* ClassificationService::Classify(grpc::CallbackServerContext* context,
-                                                          const v1::ClassifyRequest* request,
-                                                          v1::ClassifyResponse* response) {
-  auto* reactor = new ClassifyReactor(*context, *response, metrics_);  // deletes itself in OnDone
-  reactor->Run(pipeline_, *request, rates_);
-  return reactor;
+void ClassificationService::AddTo(LargeCalls& calls) {
+  calls.Add(absl::StrCat("/", ServiceName(), "/Classify"),
+            [this](grpc::GenericCallbackServerContext& context) {
+              auto* call = new ClassifyCall(context, pipeline_, metrics_, rates_);
+              call->Start();
+              return call;
+            });
 }
 
 grpc::ServerUnaryReactor* ClassificationService::ListModels(

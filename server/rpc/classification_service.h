@@ -1,5 +1,5 @@
 // ClassificationService over gRPC's callback API: conversion only. No thread waits while a request
-// is answered.
+// is answered. Classify comes in through LargeCalls: a server needs both.
 #ifndef PYRAMID_SERVER_RPC_CLASSIFICATION_SERVICE_H_
 #define PYRAMID_SERVER_RPC_CLASSIFICATION_SERVICE_H_
 
@@ -8,22 +8,24 @@
 #include "grpcpp/grpcpp.h"
 #include "proto/classification.grpc.pb.h"
 #include "server/metrics.h"
+#include "server/rpc/large_calls.h"
 #include "server/rpc/rate_gate.h"
 #include "server/serving/classify.h"
 #include "server/serving/model_registry.h"
 
 namespace pyramid {
 
-class ClassificationService final : public v1::ClassificationService::CallbackService {
+class ClassificationService final : public v1::ClassificationService::WithGenericMethod_Classify<
+                                        v1::ClassificationService::WithCallbackMethod_ListModels<
+                                            v1::ClassificationService::Service>> {
  public:
   // All must outlive the service. `max_message_bytes`: what the server was built with; ListModels
   // tells it. `rates` null: no limits.
   ClassificationService(ClassifyPipeline& pipeline, const ModelRegistry& registry, Metrics& metrics,
                         int64_t max_message_bytes, const RateGate* rates = nullptr);
 
-  grpc::ServerUnaryReactor* Classify(grpc::CallbackServerContext* context,
-                                     const v1::ClassifyRequest* request,
-                                     v1::ClassifyResponse* response) override;
+  void AddTo(LargeCalls& calls);
+
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const v1::ListModelsRequest* request,
                                        v1::ListModelsResponse* response) override;

@@ -1,9 +1,8 @@
 #include "server/rpc/inference_service.h"
 
-#include <atomic>
-#include <memory>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "proto/base/status.h"
 #include "server/rpc/actor.h"
 #include "server/rpc/handle.h"
@@ -14,49 +13,47 @@ namespace {
 
 const char* ServiceName() { return inference::GRPCInferenceService::service_full_name(); }
 
-// Lives from the call's arrival to gRPC's OnDone.
-class InferReactor final : public grpc::ServerUnaryReactor {
+class InferCall final
+    : public LargeCall<inference::ModelInferRequest, inference::ModelInferResponse> {
  public:
-  InferReactor(grpc::CallbackServerContext& context, inference::ModelInferResponse& response,
-               Metrics& metrics)
-      : context_(context), response_(response), call_(metrics, ServiceName(), "ModelInfer") {}
-
-  void Run(const OpenInference& protocol, const inference::ModelInferRequest& request,
-           const RateGate* rates) {
-    AddRequestId(request.id(), context_);
-    OpenInference::Caller caller{.deadline = DeadlineOf(context_), .cancelled = cancelled_};
-    if (rates != nullptr) {
-      caller.charge = [this, rates, &request](int pictures) {
-        return rates->Pass(CredentialsOf(context_), request.model_name(), pictures);
-      };
-    }
-    // Nothing of this object may be touched after Finish, which may come before Infer returns.
-    protocol.Infer(request, std::move(caller),
-                   [this](absl::StatusOr<inference::ModelInferResponse> answer) {
-                     if (answer.ok()) response_ = *std::move(answer);
-                     AddPushback(answer.status(), context_);
-                     Finish(call_.End(answer.status()));
-                   });
-  }
-
-  void OnCancel() override { cancelled_->store(true); }
-  void OnDone() override { delete this; }
+  InferCall(grpc::GenericCallbackServerContext& context, const OpenInference& protocol,
+            Metrics& metrics, const RateGate* rates)
+      : LargeCall(context, metrics, ServiceName(), "ModelInfer"),
+        protocol_(protocol),
+        rates_(rates) {}
 
  private:
-  grpc::CallbackServerContext& context_;
-  inference::ModelInferResponse& response_;
-  RpcCall call_;
-  const std::shared_ptr<std::atomic<bool>> cancelled_ = std::make_shared<std::atomic<bool>>(false);
+  absl::Status CheckAtDoor() override { return protocol_.CheckAtDoor(DeadlineOf(context())); }
+
+  void Run() override {
+    AddRequestId(request().id(), context());
+    OpenInference::Caller caller{.deadline = DeadlineOf(context()), .cancelled = cancelled()};
+    if (rates_ != nullptr) {
+      caller.charge = [this](int pictures) {
+        return rates_->Pass(CredentialsOf(context()), request().model_name(), pictures);
+      };
+    }
+    protocol_.Infer(request(), std::move(caller),
+                    [this](absl::StatusOr<inference::ModelInferResponse> answer) {
+                      Answer(std::move(answer));
+                    });
+  }
+
+  void Sent(absl::Duration time) override { protocol_.Sent(time); }
+
+  const OpenInference& protocol_;
+  const RateGate* const rates_;
 };
 
 }  // namespace
 
-grpc::ServerUnaryReactor* InferenceService::ModelInfer(grpc::CallbackServerContext* context,
-                                                       const inference::ModelInferRequest* request,
-                                                       inference::ModelInferResponse* response) {
-  auto* reactor = new InferReactor(*context, *response, metrics_);  // deletes itself in OnDone
-  reactor->Run(protocol_, *request, rates_);
-  return reactor;
+void InferenceService::AddTo(LargeCalls& calls) {
+  calls.Add(absl::StrCat("/", ServiceName(), "/ModelInfer"),
+            [this](grpc::GenericCallbackServerContext& context) {
+              auto* call = new InferCall(context, protocol_, metrics_, rates_);
+              call->Start();
+              return call;
+            });
 }
 
 grpc::Status InferenceService::ServerLive(grpc::ServerContext*, const inference::ServerLiveRequest*,

@@ -1,5 +1,6 @@
 // GRPCInferenceService, the Open Inference Protocol v2: conversion only, everything else is in
-// open_inference.h. ModelInfer is asynchronous; the other calls hold a thread of the gRPC server,
+// open_inference.h. ModelInfer is asynchronous and comes in through LargeCalls: a
+// server needs both; the other calls hold a thread of the gRPC server,
 // which only RepositoryModelLoad does for long.
 #ifndef PYRAMID_SERVER_RPC_INFERENCE_SERVICE_H_
 #define PYRAMID_SERVER_RPC_INFERENCE_SERVICE_H_
@@ -7,22 +8,20 @@
 #include "grpcpp/grpcpp.h"
 #include "proto/open_inference.grpc.pb.h"
 #include "server/metrics.h"
+#include "server/rpc/large_calls.h"
 #include "server/rpc/open_inference.h"
 #include "server/rpc/rate_gate.h"
 
 namespace pyramid {
 
-class InferenceService final
-    : public inference::GRPCInferenceService::WithCallbackMethod_ModelInfer<
-          inference::GRPCInferenceService::Service> {
+class InferenceService final : public inference::GRPCInferenceService::WithGenericMethod_ModelInfer<
+                                   inference::GRPCInferenceService::Service> {
  public:
   // All must outlive it. `rates` null: no limits.
   InferenceService(OpenInference& protocol, Metrics& metrics, const RateGate* rates = nullptr)
       : protocol_(protocol), metrics_(metrics), rates_(rates) {}
 
-  grpc::ServerUnaryReactor* ModelInfer(grpc::CallbackServerContext* context,
-                                       const inference::ModelInferRequest* request,
-                                       inference::ModelInferResponse* response) override;
+  void AddTo(LargeCalls& calls);
 
   grpc::Status ServerLive(grpc::ServerContext* context, const inference::ServerLiveRequest* request,
                           inference::ServerLiveResponse* response) override;

@@ -49,6 +49,10 @@ class OpenInference {
   // ClassifyPipeline::Classify returns.
   void Infer(const inference::ModelInferRequest& request, Caller caller, Done done) const;
 
+  // As ClassifyPipeline has them.
+  void Sent(absl::Duration time) const { pipeline_.Sent(time); }
+  absl::Status CheckAtDoor(absl::Time deadline) const { return pipeline_.CheckAtDoor(deadline); }
+
   bool ServerReady() const { return options_.ready(); }
   inference::ServerMetadataResponse ServerMetadata() const;
   // A version is a number, an alias, or empty for the stable one.

@@ -93,7 +93,7 @@ int MaxBatchOf(int max_batch, int height, int width) {
 }
 
 BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
-                  const BatchQueue::Options& options, const BatchTimes& times, bool draining) {
+                  const BatchQueue::Options& options, TimeOf times, bool draining) {
   BatchCut cut;
   cut.verdicts.assign(queue.size(), Verdict::kWait);
   // Those that can be answered, up to the first one of another size: it can't join the batch, so
@@ -105,7 +105,7 @@ BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
   for (size_t i = 0; i < queue.size(); ++i) {
     const WaitingPicture& picture = queue[i];
     const int64_t pixels = int64_t{picture.height} * picture.width;
-    if (pixels != time_pixels) time = times.For(time_pixels = pixels);
+    if (pixels != time_pixels) time = times(time_pixels = pixels);
     const absl::Duration left = picture.deadline - now;
     if (left <= absl::ZeroDuration()) {
       cut.verdicts[i] = Verdict::kExpired;
@@ -122,7 +122,7 @@ BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
   if (order.empty()) return cut;
 
   const WaitingPicture& head = queue[order[0]];
-  time = times.For(int64_t{head.height} * head.width);
+  time = times(int64_t{head.height} * head.width);
   int room = MaxBatchOf(options.max_batch, head.height, head.width);
   const size_t first = FirstWorthwhile(queue, order, now, time, room);
   for (size_t i = 0; i < first; ++i) cut.verdicts[order[i]] = Verdict::kLate;
@@ -158,7 +158,7 @@ absl::StatusOr<BatchQueue::Ticket> BatchQueue::Admit(const Request& request,
                                                      const DeviceOutlook& device, absl::Time now) {
   assert(request.pictures > 0);
   const int64_t pixels = int64_t{request.height} * request.width;
-  const BatchTime time = times_.For(pixels);
+  const BatchTime time = TimeFor(pixels, device.alone && waiting_ == 0);
   const int over = waiting_ + request.pictures - options_.max_queue;
   if (over > 0) {
     const double each = absl::ToDoubleSeconds(time.Of(options_.max_batch)) / options_.max_batch;
@@ -179,7 +179,8 @@ absl::StatusOr<BatchQueue::Ticket> BatchQueue::Admit(const Request& request,
     const int together = std::min(request.pictures, room);  // of its own, however long they take
     line.most = std::max(1, time.Largest(spare / 2, room));
     if (time.AtMost(together) <= spare) line.most = std::max(line.most, together);
-    line.trial = waiting_ == 0 && !device.busy && now - times_.newest() > kTrialAfter;
+    line.trial = waiting_ == 0 && !device.busy &&
+                 now - std::max(times_.newest(), alone_times_.newest()) > kTrialAfter;
     if (!line.trial) {
       RETURN_IF_ERROR(CheckInTime(request, order, line, time, device, now));
     }
@@ -221,7 +222,7 @@ absl::Status BatchQueue::CheckInTime(const Request& request, const Order& order,
          other->first.deadline != absl::InfiniteFuture();
        ++other) {
     const Line& behind = other->second;
-    const BatchTime its_time = behind.pixels == line.pixels ? time : times_.For(behind.pixels);
+    const BatchTime its_time = behind.pixels == line.pixels ? time : TimeFor(behind.pixels, false);
     const auto its_answer = [&](const Ahead& before) {
       return AnswerIn(before, behind.waiting(), behind.pixels, behind.most, absl::ZeroDuration(),
                       its_time, device);
@@ -251,14 +252,25 @@ void BatchQueue::GiveBack(Ticket ticket, int pictures) {
 
 bool BatchQueue::TooLate(Ticket ticket, absl::Time now) const {
   const Line& line = ticket->second;
-  return !line.trial && now + times_.For(line.pixels).AtMost(1) > ticket->first.deadline;
+  return !line.trial && now + TimeFor(line.pixels, true).AtMost(1) > ticket->first.deadline;
 }
 
 void BatchQueue::EraseIfEmpty(Ticket ticket) {
   if (ticket->second.waiting() == 0) lines_.erase(ticket);
 }
 
-BatchQueue::Cut BatchQueue::Next(absl::Time now, bool draining, bool with_device) {
+BatchTime BatchQueue::TimeFor(int64_t pixels, bool alone) const {
+  BatchTime time = (alone ? alone_times_ : times_).For(pixels);
+  if (time.known()) return time;
+  time = (alone ? times_ : alone_times_).For(pixels);
+  if (!alone) {  // the worst case: as if the threads had been of use all the time
+    time.per_picture *= options_.threads;
+    time.fixed *= options_.threads;
+  }
+  return time;
+}
+
+BatchQueue::Cut BatchQueue::Next(absl::Time now, bool draining, bool with_device, bool alone) {
   std::vector<WaitingPicture> snapshot;
   snapshot.reserve(static_cast<size_t>(waiting_));
   for (const auto& [order, line] : lines_) {
@@ -273,9 +285,13 @@ BatchQueue::Cut BatchQueue::Next(absl::Time now, bool draining, bool with_device
                           .cancelled = picture.cancelled != nullptr && picture.cancelled->load()});
     }
   }
-  const BatchCut plan = CutBatch(snapshot, now, options_, times_, draining);
+  // What is being decoded will be there during the pass, and so will what doesn't fit.
+  alone = alone && static_cast<int>(snapshot.size()) == waiting_ && waiting_ <= options_.max_batch;
+  const BatchCut plan = CutBatch(
+      snapshot, now, options_, [&](int64_t pixels) { return TimeFor(pixels, alone); }, draining);
 
   Cut cut;
+  cut.alone = alone;
   cut.look_again = plan.look_again;
   size_t next = 0;
   for (auto it = lines_.begin(); it != lines_.end();) {
@@ -322,7 +338,7 @@ absl::Duration BatchQueue::PredictedWait(const DeviceOutlook& device) const {
   }
   const int64_t each = lines_.begin()->second.pixels;
   const double batches = std::floor(pixels / static_cast<double>(each) / options_.max_batch);
-  return device.free_in + BatchesTake(batches, options_.max_batch, times_.For(each), device);
+  return device.free_in + BatchesTake(batches, options_.max_batch, TimeFor(each, false), device);
 }
 
 }  // namespace pyramid

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/serving/batch_times.h"
@@ -43,6 +44,7 @@ class BatchQueue {
     int max_batch = 32;                               // pictures
     absl::Duration max_delay = absl::ZeroDuration();  // of the oldest one while the network is idle
     int max_queue = 256;                              // pictures admitted, not yet in a batch
+    int threads = 1;                                  // of a pass that is alone; others share them
   };
   struct Answer {
     std::vector<float> logits;
@@ -74,6 +76,7 @@ class BatchQueue {
     std::vector<Waiting> expired;  // the deadline has passed
     std::vector<Waiting> late;     // it would pass before the answer
     std::vector<Waiting> cancelled;
+    bool alone = false;                              // the batch: see Next
     bool wants_device = false;                       // a batch waits for it
     absl::Time look_again = absl::InfiniteFuture();  // if nothing comes before
     int pictures() const {
@@ -94,10 +97,12 @@ class BatchQueue {
   bool TooLate(Ticket ticket, absl::Time now) const;
 
   // Takes out what no longer needs the network and, `with_device`, the next batch. `draining`:
-  // don't wait for company.
-  Cut Next(absl::Time now, bool draining, bool with_device);
+  // don't wait for company. `alone`: no other pass runs; if nothing is left to wait either, the
+  // batch is alone too.
+  Cut Next(absl::Time now, bool draining, bool with_device, bool alone = false);
 
-  BatchTimes& times() { return times_; }
+  // Of passes that have all threads to themselves, and of the others: that's what a load makes.
+  BatchTimes& times(bool alone = false) { return alone ? alone_times_ : times_; }
   // How long a picture without deadline that came now would wait.
   absl::Duration PredictedWait(const DeviceOutlook& device) const;
   int waiting() const { return waiting_; }  // pictures
@@ -116,9 +121,12 @@ class BatchQueue {
                            const BatchTime& time, const DeviceOutlook& device,
                            absl::Time now) const;
   void EraseIfEmpty(Ticket ticket);
+  // Of the other kind while nothing of this one is known.
+  BatchTime TimeFor(int64_t pixels, bool alone) const;
 
   const Options options_;
   BatchTimes times_;
+  BatchTimes alone_times_;
   std::map<Order, Line> lines_;
   int waiting_ = 0;
   int64_t arrivals_ = 0;
@@ -144,8 +152,9 @@ struct BatchCut {
   // When nothing runs: the moment at which something will.
   absl::Time look_again = absl::InfiniteFuture();
 };
+using TimeOf = absl::FunctionRef<BatchTime(int64_t pixels)>;
 BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
-                  const BatchQueue::Options& options, const BatchTimes& times, bool draining);
+                  const BatchQueue::Options& options, TimeOf times, bool draining);
 
 }  // namespace pyramid
 

@@ -2,16 +2,25 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <cassert>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "model/thread_limit.h"
 #include "proto/base/status.h"
 #include "server/serving/pushback.h"
+#include "server/serving/stand_back.h"
 
 namespace pyramid {
 namespace {
+
+// After passes ran side by side none takes all threads for so long: a thread that waits for one
+// that another pass has pushed aside costs more than it brings. pvt_v2_b0 at 224 on two cores,
+// JPEGs within 10 times the answer alone: 475 a second in passes of one thread, 404 in passes of
+// two.
+constexpr absl::Duration kCrowded = absl::Milliseconds(20);
 
 absl::Status TooLate() {
   return PredictedLate(WithPushback(
@@ -48,7 +57,8 @@ Batcher::Batcher(Classifier& classifier, const Options& options, ModelMetrics& m
       user_(device_->Join()),
       queue_({.max_batch = options.max_batch,
               .max_delay = options.max_delay,
-              .max_queue = options.max_queue}) {
+              .max_queue = options.max_queue,
+              .threads = options.threads}) {
   assert(options.max_batch > 0 && options.max_queue > 0);
   metrics_.AddQueue(0, options_.max_queue);
   for (int i = 0; i < device_->instances(); ++i) threads_.emplace_back([this] { Run(); });
@@ -68,7 +78,7 @@ absl::StatusOr<Batcher::Room> Batcher::Admit(const Request& request) {
   const absl::Time now = clock_.Now();
   absl::MutexLock lock(&mutex_);
   if (draining_) return absl::UnavailableError("this model version is being taken out of service");
-  const DeviceOutlook device = device_->Look(user_, now);
+  const DeviceOutlook device = Look(now);
   ASSIGN_OR_RETURN(const BatchQueue::Ticket ticket, queue_.Admit(request, device, now));
   metrics_.AddQueue(request.pictures, 0);
   metrics_.SetPredictedWait(queue_.PredictedWait(device));
@@ -114,6 +124,7 @@ void Batcher::GiveBack(BatchQueue::Ticket ticket, int pictures) {
 void Batcher::Run() {
   using Rejection = ModelMetrics::Rejection;
   pthread_setname_np(pthread_self(), "batch");
+  StandBack(0);
   Turn turn;
   for (Cut cut; Next(cut, turn);) {
     Refuse(cut.expired,
@@ -123,8 +134,16 @@ void Batcher::Run() {
     Refuse(cut.cancelled,
            absl::CancelledError("the caller left while the picture was in the queue"),
            Rejection::kCancelled);
-    if (!cut.batch.empty()) RunBatch(std::move(cut.batch), turn);
+    if (!cut.batch.empty()) RunBatch(std::move(cut.batch), cut.alone, cut.threads, turn);
   }
+}
+
+// `alone` as for one that holds no turn.
+DeviceOutlook Batcher::Look(absl::Time now) {
+  DeviceOutlook device = device_->Look(user_, now);
+  device.alone = options_.threads > 1 && device.instances > 1 && device.running == 0 &&
+                 device.rivals == 0 && now - crowded_ > kCrowded;
+  return device;
 }
 
 void Batcher::Refuse(std::vector<BatchQueue::Waiting>& pictures, const absl::Status& status,
@@ -135,17 +154,34 @@ void Batcher::Refuse(std::vector<BatchQueue::Waiting>& pictures, const absl::Sta
 }
 
 bool Batcher::Next(Cut& cut, Turn& turn) {
+  bool fetched = false;
   mutex_.Lock();
   while (true) {
     const int64_t seen = news_;
-    cut = queue_.Next(clock_.Now(), draining_, turn.held());
+    const absl::Time now = clock_.Now();
+    const DeviceOutlook device = device_->Look(user_, now);
+    const int others = device.running - (turn.held() ? 1 : 0);
+    if (turn.held() && (others > 0 || device.rivals > 0)) crowded_ = now;
+    const bool shared = options_.threads > 1 && device.instances > 1;
+    static_cast<BatchQueue::Cut&>(cut) =
+        queue_.Next(now, draining_, turn.held(), shared && now - crowded_ > kCrowded);
+    if (!cut.batch.empty() && !cut.alone) crowded_ = now;
+    cut.threads =
+        cut.alone || !shared
+            ? options_.threads
+            : std::max(1, options_.threads / (1 + std::max(1, others + queue_.waiting())));
+    if (fetched) {
+      fetching_ = fetched = false;
+      if (queue_.waiting() > 0) ++news_;
+    }
     if (cut.pictures() > 0) {
       metrics_.AddQueue(-cut.pictures(), 0);
       mutex_.Unlock();
       return true;
     }
-    if (cut.wants_device) {
+    if (cut.wants_device && !fetching_) {
       // The batch is cut when its turn has come: until then more may join it.
+      fetching_ = fetched = true;
       mutex_.Unlock();
       turn = device_->Take(user_);
       mutex_.Lock();
@@ -162,7 +198,8 @@ bool Batcher::Next(Cut& cut, Turn& turn) {
   }
 }
 
-void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, Turn& turn) {
+void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, bool alone, int threads,
+                       Turn& turn) {
   const int count = static_cast<int>(batch.size());
   const int height = batch.front().picture.height;
   const int width = batch.front().picture.width;
@@ -178,9 +215,12 @@ void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, Turn& turn) {
   const absl::Time started = clock_.Now();
   {
     absl::MutexLock lock(&mutex_);
-    turn.Expect(started + queue_.times().For(each).Of(count));
+    turn.Expect(started + queue_.times(alone).For(each).Of(count));
   }
-  absl::StatusOr<std::vector<float>> logits = classifier_.Forward(pixels, count, height, width);
+  absl::StatusOr<std::vector<float>> logits = [&] {
+    const ThreadLimit limit(threads);
+    return classifier_.Forward(pixels, count, height, width);
+  }();
   const absl::Time ended = clock_.Now();
   const absl::Duration forward = ended - started;
   turn.GiveBack(forward);
@@ -197,8 +237,8 @@ void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, Turn& turn) {
   }
   {
     absl::MutexLock lock(&mutex_);
-    if (logits.ok()) queue_.times().Observe(each, count, forward, ended);
-    metrics_.SetPredictedWait(queue_.PredictedWait(device_->Look(user_, ended)));
+    if (logits.ok()) queue_.times(alone).Observe(each, count, forward, ended);
+    metrics_.SetPredictedWait(queue_.PredictedWait(Look(ended)));
   }
   for (size_t i = 0; i < batch.size(); ++i) {
     if (!logits.ok()) {

@@ -35,6 +35,7 @@ class Batcher {
     absl::Duration max_delay =
         absl::ZeroDuration();             // of the oldest picture while the network is idle
     int max_queue = 256;                  // pictures admitted, not yet in a batch
+    int threads = 1;                      // of a pass while no other runs or waits
     std::shared_ptr<DeviceTurns> device;  // shared by models; null: its own, a pass at a time
   };
   using Answer = BatchQueue::Answer;
@@ -94,7 +95,9 @@ class Batcher {
   const Options& options() const { return options_; }
 
  private:
-  using Cut = BatchQueue::Cut;
+  struct Cut : BatchQueue::Cut {
+    int threads = 1;  // for the batch
+  };
   using Turn = DeviceTurns::Turn;
 
   void Run();
@@ -102,7 +105,8 @@ class Batcher {
   bool Next(Cut& cut, Turn& turn);
   void Refuse(std::vector<BatchQueue::Waiting>& pictures, const absl::Status& status,
               ModelMetrics::Rejection reason);
-  void RunBatch(std::vector<BatchQueue::Waiting> batch, Turn& turn);
+  void RunBatch(std::vector<BatchQueue::Waiting> batch, bool alone, int threads, Turn& turn);
+  DeviceOutlook Look(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(BatchQueue::Ticket ticket, int pictures);
 
   Classifier& classifier_;
@@ -116,8 +120,10 @@ class Batcher {
   absl::Mutex mutex_;
   BatchQueue queue_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  int64_t news_ ABSL_GUARDED_BY(mutex_) = 0;  // counts what the batch threads should look at
-  std::vector<std::thread> threads_;          // as many as passes may run at a time
+  int64_t news_ ABSL_GUARDED_BY(mutex_) = 0;       // counts what the batch threads should look at
+  bool fetching_ ABSL_GUARDED_BY(mutex_) = false;  // a batch thread waits for its turn
+  absl::Time crowded_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // last
+  std::vector<std::thread> threads_;  // as many as passes may run at a time
 };
 
 }  // namespace pyramid

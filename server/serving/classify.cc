@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -319,7 +320,7 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
                            .height = 0,
                            .width = 0,
                            .priority = call->priority(),
-                           .deadline = call->deadline};
+                           .deadline = DueFor(call->deadline, call->started)};
   WorkPool::Size size = WorkPool::Size::kUsual;
   for (int i = 0; i < call->count(); ++i) {
     const PictureView& picture = call->views[static_cast<size_t>(i)];
@@ -340,10 +341,13 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
       request.width = width;
     }
   }
+  door_.Read({.model = call->request.model(),
+              .version = call->request.version(),
+              .pictures = request,
+              .large = size == WorkPool::Size::kLarge},
+             call->started);
   const Order order{.priority = request.priority, .deadline = request.deadline};
-  request.until_ready =
-      decode_times_[static_cast<size_t>(size)].Mean() *
-      ((decode_pool_.Ahead(order, size) + request.pictures - 1) / decode_pool_.threads() + 1);
+  request.until_ready = UntilDecoded(request, size);
   ASSIGN_OR_RETURN(Batcher::Room room, call->model->batcher().Admit(request));
   {
     absl::MutexLock lock(&call->mutex);
@@ -358,6 +362,41 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
     tasks.emplace_back([this, call, i, size] { Decode(call, i, size); });
   }
   return decode_pool_.Post(std::move(tasks), order, size);
+}
+
+// When the answer must be ready. The way takes half of the time at most: a hiccup mustn't lock
+// everybody out.
+absl::Time ClassifyPipeline::DueFor(absl::Time deadline, absl::Time now) const {
+  if (deadline == absl::InfiniteFuture()) return deadline;
+  return deadline - std::min(way_.Get(), std::max(absl::ZeroDuration(), deadline - now) / 2);
+}
+
+absl::Duration ClassifyPipeline::UntilDecoded(const Batcher::Request& request,
+                                              WorkPool::Size size) const {
+  const Order order{.priority = request.priority, .deadline = request.deadline};
+  return decode_times_[static_cast<size_t>(size)].Mean() *
+         ((decode_pool_.Ahead(order, size) + request.pictures - 1) / decode_pool_.threads() + 1);
+}
+
+absl::Status ClassifyPipeline::CheckAtDoor(absl::Time deadline) {
+  const absl::Time now = clock_.Now();
+  std::optional<Door::Wish> wish = door_.Expect(now);
+  if (!wish.has_value()) return absl::OkStatus();
+  const auto model = registry_.Find(wish->model, wish->version);
+  if (!model.ok() || *model == nullptr) return absl::OkStatus();
+  Batcher::Request& request = wish->pictures;
+  request.deadline = DueFor(deadline, now);
+  request.until_ready =
+      UntilDecoded(request, wish->large ? WorkPool::Size::kLarge : WorkPool::Size::kUsual);
+  absl::Status admitted = (*model)->batcher().Admit(request).status();  // its room goes at once
+  if (!absl::IsResourceExhausted(admitted) || !door_.Refuse()) return absl::OkStatus();
+  (*model)->statistics().AddFailure(absl::ZeroDuration());
+  if (ModelMetrics* metrics = registry_.MetricsOf(wish->model); metrics != nullptr) {
+    metrics->CountRequest((*model)->version(), admitted.code());
+    metrics->ObserveRequest(clock_.Now() - now);
+    metrics->CountRejection(ReasonOf(admitted), request.pictures);
+  }
+  return admitted;
 }
 
 void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, WorkPool::Size size) {

@@ -26,7 +26,9 @@
 #include "proto/classification.pb.h"
 #include "server/metrics.h"
 #include "server/serving/batcher.h"
+#include "server/serving/door.h"
 #include "server/serving/model_registry.h"
+#include "server/serving/recent_slow.h"
 #include "server/serving/work_pool.h"
 
 namespace pyramid {
@@ -79,6 +81,14 @@ class ClassifyPipeline {
   void Classify(const v1::ClassifyRequest& request, std::vector<PictureView> pictures,
                 absl::Time deadline, CancelFlag cancelled, Done done);
 
+  // Before a request's message is read: ResourceExhausted if it can't be answered in time should it
+  // ask for what all the others lately did (door.h). OK otherwise. Counted as Classify counts.
+  absl::Status CheckAtDoor(absl::Time deadline);
+
+  // An answer has left `time` after it was ready. The request came in through the same queues,
+  // unseen until it was read: so much of its time is taken to be gone, twice.
+  void Sent(absl::Duration time) { way_.Observe(time); }
+
   // From now on requests get Unavailable. Waits until those in progress have been answered; false:
   // `until` came first.
   bool Drain(absl::Time until);
@@ -103,6 +113,8 @@ class ClassifyPipeline {
   void LoadThenStart(const std::shared_ptr<Call>& call);
   void Start(const std::shared_ptr<Call>& call);
   absl::Status AdmitPictures(const std::shared_ptr<Call>& call);
+  absl::Time DueFor(absl::Time deadline, absl::Time now) const;
+  absl::Duration UntilDecoded(const Batcher::Request& request, WorkPool::Size size) const;
   void Decode(const std::shared_ptr<Call>& call, int index, WorkPool::Size size);
   void Decoded(const std::shared_ptr<Call>& call, int index,
                absl::StatusOr<std::vector<float>> pixels, absl::Duration duration);
@@ -121,6 +133,8 @@ class ClassifyPipeline {
   int in_progress_ ABSL_GUARDED_BY(mutex_) = 0;
 
   std::array<MeanTime, 2> decode_times_;  // by WorkPool::Size
+  Door door_;
+  RecentSlow way_;
 
   // Last: their threads use what is above.
   WorkPool decode_pool_;

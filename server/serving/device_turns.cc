@@ -76,6 +76,7 @@ DeviceOutlook DeviceTurns::Look(int user, absl::Time now) const {
   DeviceOutlook outlook;
   absl::MutexLock lock(&mutex_);
   outlook.instances = instances_;
+  outlook.running = static_cast<int>(running_.size());
   outlook.busy = static_cast<int>(running_.size()) >= instances_;
   if (outlook.busy) {
     absl::Time first = absl::InfiniteFuture();

@@ -22,7 +22,9 @@ struct DeviceOutlook {
   bool busy = false;                              // as many passes run as may
   absl::Duration free_in = absl::ZeroDuration();  // until the first of them is expected to end
   int rivals = 0;                                 // other users that run or wait
+  int running = 0;                                // passes, whoever's
   int instances = 1;
+  bool alone = false;  // a pass that starts now has all threads to itself; its user says so
 };
 
 class DeviceTurns {

@@ -1,9 +1,6 @@
 #include "server/serving/loading.h"
 
 #include <pthread.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <span>
@@ -12,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/thread_limit.h"
 #include "proto/base/status.h"
+#include "server/serving/stand_back.h"
 
 namespace pyramid {
 namespace {
@@ -48,8 +46,7 @@ class Blanks {
 void RunBesideServing(int threads, absl::FunctionRef<void()> work) {
   std::thread([&] {
     pthread_setname_np(pthread_self(), "model-load");
-    // Linux has a nice value a thread; if it can't be set, the work only disturbs more.
-    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
+    StandBack(kNice);
     const ThreadLimit limit(threads);
     work();
   }).join();

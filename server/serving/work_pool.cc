@@ -1,32 +1,21 @@
 #include "server/serving/work_pool.h"
 
 #include <pthread.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
-#include <cerrno>
 #include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "server/serving/pushback.h"
+#include "server/serving/stand_back.h"
 
 namespace pyramid {
 namespace {
 
 constexpr absl::Duration kPushback = absl::Milliseconds(100);
-
-// Linux has a nice value a thread. If it can't be set, the thread only takes a fuller share.
-void StandBack(int steps) {
-  const auto thread = static_cast<id_t>(syscall(SYS_gettid));
-  errno = 0;
-  const int nice = getpriority(PRIO_PROCESS, thread);
-  if (errno == 0) setpriority(PRIO_PROCESS, thread, nice + steps);
-}
 
 }  // namespace
 
@@ -40,7 +29,7 @@ WorkPool::WorkPool(std::string name, int threads, int max_queue, int nice)
   for (int i = 0; i < threads; ++i) {
     threads_.emplace_back([this] {
       pthread_setname_np(pthread_self(), name_.c_str());
-      if (nice_ > 0) StandBack(nice_);
+      StandBack(nice_);
       Run();
     });
   }

@@ -1,7 +1,8 @@
 // Served preprocessing, one picture at a time on one thread: ours against OpenCV's imdecode and
 // cubic resize.
 //
-//   preprocess_bench [PICTURE] [--seconds 1] [--rounds 5] [--only WAY] [--write FILE]
+//   preprocess_bench [PICTURE] [--seconds 1] [--rounds 5] [--only WAY] [--quality 90]
+//                    [--write FILE]
 //
 // PICTURE is a JPEG; without it tests/golden's scene is made one of 500x375. The ways
 // from its bytes to 3x224x224 floats, by a shorter side of 248:
@@ -90,12 +91,12 @@ void OpenCvs(const std::string& bytes) {
   cv::split(floats, planes);
 }
 
-std::string SceneJpeg() {
+std::string SceneJpeg(int quality) {
   const cv::Mat scene = cv::imread(PYRAMID_SOURCE_DIR "/tests/golden/images/scene.png");
   cv::Mat small;
   cv::resize(scene, small, cv::Size(500, 375), 0, 0, cv::INTER_AREA);
   std::vector<uchar> bytes;
-  cv::imencode(".jpg", small, bytes, {cv::IMWRITE_JPEG_QUALITY, 90});
+  cv::imencode(".jpg", small, bytes, {cv::IMWRITE_JPEG_QUALITY, quality});
   return std::string(bytes.begin(), bytes.end());
 }
 
@@ -133,7 +134,7 @@ double Median(std::vector<double> values) {
 int Run(int argc, char** argv) {
   std::string picture, only, write;
   double seconds = 1;
-  int rounds = 5;
+  int rounds = 5, quality = 90;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     const bool takes_value = flag.rfind("--", 0) == 0;
@@ -147,6 +148,8 @@ int Run(int argc, char** argv) {
       rounds = std::max(1, std::atoi(argv[++i]));
     } else if (flag == "--only") {
       only = argv[++i];
+    } else if (flag == "--quality") {
+      quality = std::atoi(argv[++i]);
     } else if (flag == "--write") {
       write = argv[++i];
     } else if (takes_value) {
@@ -161,7 +164,7 @@ int Run(int argc, char** argv) {
   // back to the system and fetches it again for the next, which costs every way about a fifth.
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
-  const std::string bytes = picture.empty() ? SceneJpeg() : ReadFile(picture).value();
+  const std::string bytes = picture.empty() ? SceneJpeg(quality) : ReadFile(picture).value();
   if (!write.empty()) {
     std::ofstream(write, std::ios::binary) << bytes;
     return 0;

@@ -24,10 +24,16 @@ def memory_mb(pid):
         return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) / 1024
 
 
-class Served:
-    """A server of ours; a context manager. `programs`: the folder with our programs. `program`: pyramid-server or null_server."""
+def on(apart, cores):
+    return ["taskset", "-c", cores] if apart else []
 
-    def __init__(self, programs, program, variant="pvt_v2_b0", classes=1000, channels=3, dtype="bf16", config=""):
+
+class Served:
+    """A server of ours; a context manager. `programs`: the folder with our programs. `program`: pyramid-server or null_server.
+    `apart`: the server on the first core, its load on the others."""
+
+    def __init__(self, programs, program, variant="pvt_v2_b0", classes=1000, channels=3, dtype="bf16", config="", apart=False):
+        self.apart = apart
         self.programs = programs
         self.folder = tempfile.TemporaryDirectory(prefix="pyramid-serving-")
         model = os.path.join(self.path("data"), "models", "net")
@@ -41,7 +47,7 @@ class Served:
             file.write(config or "log_level: warning\n")
         self.log = open(self.path("log"), "w")
         self.process = subprocess.Popen(
-            [self.program(program), "--data", self.path("data"), "--config", self.path("server.yaml"), "--grpc-port", "0", "--http-port",
+            [*on(apart, "0"), self.program(program), "--data", self.path("data"), "--config", self.path("server.yaml"), "--grpc-port", "0", "--http-port",
              "0", "--metrics-port", "0"], stdout=self.log, stderr=self.log)
         self.pid = self.process.pid
         self.address_file = os.path.join(self.path("data"), "server.json")
@@ -91,7 +97,7 @@ class Served:
 def load(programs, address, options, server=None):
     before = server.metrics() if server else {}
     cpu = cpu_seconds(server.pid) if server else 0
-    command = [os.path.join(programs, "pyramid"), "bench", "serve", "--server", address, "--json", *[str(option) for option in options]]
+    command = [*on(server and server.apart, f"1-{os.cpu_count() - 1}"), os.path.join(programs, "pyramid"), "bench", "serve", "--server", address, "--json", *[str(option) for option in options]]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = done.stdout.strip().splitlines()
     if not lines:

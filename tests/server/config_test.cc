@@ -114,9 +114,9 @@ TEST(ServerConfigTest, BadValuesNameFieldValueAndLimit) {
   EXPECT_THAT(ParseServerConfig("serving: {max_batch: 0}"),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("server.serving.max_batch is 0; use 1..1024")));
-  EXPECT_THAT(ParseServerConfig("serving: {instances: 0}"),
+  EXPECT_THAT(ParseServerConfig("serving: {instances: 65}"),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("server.serving.instances is 0; use 1..64")));
+                       HasSubstr("server.serving.instances is 65; use 0..64")));
   EXPECT_THAT(ParseServerConfig("serving: {max_picture_side: 65536}"),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("server.serving.max_picture_side is 65536; use 1..65535")));

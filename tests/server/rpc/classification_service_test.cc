@@ -67,6 +67,8 @@ class ClassificationServiceTest : public ::testing::Test {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.SetMaxReceiveMessageSize(static_cast<int>(kMaxMessageBytes));
+    service_->AddTo(large_calls_);
+    builder.RegisterCallbackGenericService(&large_calls_);
     builder.RegisterService(service_.get());
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
@@ -121,6 +123,7 @@ class ClassificationServiceTest : public ::testing::Test {
   std::unique_ptr<ClassifyPipeline> pipeline_;
   std::unique_ptr<Access> access_;
   std::unique_ptr<RateGate> rates_;
+  LargeCalls large_calls_;
   std::unique_ptr<ClassificationService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::ClassificationService::Stub> stub_;

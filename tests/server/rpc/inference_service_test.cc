@@ -36,6 +36,8 @@ class InferenceServiceTest : public InferenceTest {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    service_->AddTo(large_calls_);
+    builder.RegisterCallbackGenericService(&large_calls_);
     builder.RegisterService(service_.get());
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
@@ -83,6 +85,7 @@ class InferenceServiceTest : public InferenceTest {
                      R"(",grpc_service="inference.GRPCInferenceService",grpc_type="unary"})"));
   }
 
+  LargeCalls large_calls_;
   std::unique_ptr<InferenceService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Stub> stub_;

@@ -71,8 +71,9 @@ TEST_P(CutBatchTest, GivesEachPictureItsVerdict) {
   BatchQueue::Options options;
   options.max_batch = c.max_batch;
   options.max_delay = absl::Milliseconds(c.max_delay);
-  const BatchCut cut =
-      CutBatch(queue, At(c.now), options, c.timed ? TenAndTwo(At(0)) : BatchTimes(), c.draining);
+  const BatchTimes times = c.timed ? TenAndTwo(At(0)) : BatchTimes();
+  const BatchCut cut = CutBatch(
+      queue, At(c.now), options, [&](int64_t pixels) { return times.For(pixels); }, c.draining);
   std::string verdicts;
   for (const Verdict verdict : cut.verdicts) verdicts += "WRECL"[static_cast<int>(verdict)];
   EXPECT_EQ(verdicts, c.verdicts);
