@@ -156,6 +156,21 @@ BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
 
 absl::StatusOr<BatchQueue::Ticket> BatchQueue::Admit(const Request& request,
                                                      const DeviceOutlook& device, absl::Time now) {
+  ASSIGN_OR_RETURN(Line line, Judge(request, device, now));
+  if (line.trial) last_trial_ = now;
+  waiting_ += request.pictures;
+  return lines_.emplace(Order{request.priority, request.deadline, ++arrivals_}, std::move(line))
+      .first;
+}
+
+absl::Status BatchQueue::Check(const Request& request, const DeviceOutlook& device,
+                               absl::Time now) const {
+  return Judge(request, device, now).status();
+}
+
+absl::StatusOr<BatchQueue::Line> BatchQueue::Judge(const Request& request,
+                                                   const DeviceOutlook& device,
+                                                   absl::Time now) const {
   assert(request.pictures > 0);
   const int64_t pixels = int64_t{request.height} * request.width;
   const BatchTime time = TimeFor(pixels, device.alone && waiting_ == 0);
@@ -171,7 +186,7 @@ absl::StatusOr<BatchQueue::Ticket> BatchQueue::Admit(const Request& request,
                         pushback);
   }
 
-  const Order order{request.priority, request.deadline, ++arrivals_};
+  const Order order{request.priority, request.deadline, arrivals_ + 1};
   const int room = MaxBatchOf(options_.max_batch, request.height, request.width);
   Line line{.pixels = pixels, .most = room, .reserved = request.pictures};
   if (time.known() && request.deadline != absl::InfiniteFuture()) {
@@ -179,14 +194,14 @@ absl::StatusOr<BatchQueue::Ticket> BatchQueue::Admit(const Request& request,
     const int together = std::min(request.pictures, room);  // of its own, however long they take
     line.most = std::max(1, time.Largest(spare / 2, room));
     if (time.AtMost(together) <= spare) line.most = std::max(line.most, together);
-    line.trial = waiting_ == 0 && !device.busy &&
-                 now - std::max(times_.newest(), alone_times_.newest()) > kTrialAfter;
+    line.trial =
+        waiting_ == 0 && !device.busy &&
+        now - std::max({times_.newest(), alone_times_.newest(), last_trial_}) > kTrialAfter;
     if (!line.trial) {
       RETURN_IF_ERROR(CheckInTime(request, order, line, time, device, now));
     }
   }
-  waiting_ += request.pictures;
-  return lines_.emplace(order, std::move(line)).first;
+  return line;
 }
 
 absl::Status BatchQueue::CheckInTime(const Request& request, const Order& order, const Line& line,

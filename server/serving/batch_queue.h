@@ -90,6 +90,8 @@ class BatchQueue {
   //   ResourceExhausted  the queue is full, or IsPredictedLate; PushbackMillis says when to come
   //                      back
   absl::StatusOr<Ticket> Admit(const Request& request, const DeviceOutlook& device, absl::Time now);
+  // Whether Admit would.
+  absl::Status Check(const Request& request, const DeviceOutlook& device, absl::Time now) const;
   // Of the admitted pictures. A ticket is used up with the last one.
   void Submit(Ticket ticket, std::vector<Picture> pictures, absl::Time now);
   void GiveBack(Ticket ticket, int pictures);
@@ -117,6 +119,8 @@ class BatchQueue {
     int waiting() const { return reserved + static_cast<int>(ready.size()); }
   };
 
+  absl::StatusOr<Line> Judge(const Request& request, const DeviceOutlook& device,
+                             absl::Time now) const;
   absl::Status CheckInTime(const Request& request, const Order& order, const Line& line,
                            const BatchTime& time, const DeviceOutlook& device,
                            absl::Time now) const;
@@ -128,6 +132,7 @@ class BatchQueue {
   BatchTimes times_;
   BatchTimes alone_times_;
   std::map<Order, Line> lines_;
+  absl::Time last_trial_ = absl::InfinitePast();
   int waiting_ = 0;
   int64_t arrivals_ = 0;
 };

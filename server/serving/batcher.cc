@@ -85,6 +85,12 @@ absl::StatusOr<Batcher::Room> Batcher::Admit(const Request& request) {
   return Room(this, ticket, request.pictures);
 }
 
+absl::Status Batcher::Check(const Request& request) {
+  const absl::Time now = clock_.Now();
+  absl::MutexLock lock(&mutex_);
+  return draining_ ? absl::OkStatus() : queue_.Check(request, Look(now), now);
+}
+
 void Batcher::Submit(Room& room, std::vector<Picture> pictures) {
   const int count = static_cast<int>(pictures.size());
   assert(room.batcher_ == this && room.pictures_ >= count);

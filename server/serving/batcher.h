@@ -80,6 +80,9 @@ class Batcher {
   //   Unavailable        draining
   [[nodiscard]] absl::StatusOr<Room> Admit(const Request& request);
 
+  // Whether Admit would. ResourceExhausted as Admit; OK also when something else is wrong.
+  [[nodiscard]] absl::Status Check(const Request& request);
+
   // Queues the pictures beside each other. `room` has at least as many; what is left of it can be
   // used later.
   void Submit(Room& room, std::vector<Picture> pictures);

@@ -388,8 +388,8 @@ absl::Status ClassifyPipeline::CheckAtDoor(absl::Time deadline) {
   request.deadline = DueFor(deadline, now);
   request.until_ready =
       UntilDecoded(request, wish->large ? WorkPool::Size::kLarge : WorkPool::Size::kUsual);
-  absl::Status admitted = (*model)->batcher().Admit(request).status();  // its room goes at once
-  if (!absl::IsResourceExhausted(admitted) || !door_.Refuse()) return absl::OkStatus();
+  absl::Status admitted = (*model)->batcher().Check(request);
+  if (admitted.ok() || !door_.Refuse()) return absl::OkStatus();
   (*model)->statistics().AddFailure(absl::ZeroDuration());
   if (ModelMetrics* metrics = registry_.MetricsOf(wish->model); metrics != nullptr) {
     metrics->CountRequest((*model)->version(), admitted.code());
