@@ -208,6 +208,7 @@ ModelRegistry::Options RegistryOptions(const ServerConfig& config) {
   options.batching.max_delay = config.serving.max_delay;
   options.batching.max_queue = config.serving.max_queue;
   options.batching.device = std::make_shared<DeviceTurns>(Instances(config.serving));
+  options.batching.decoded_here = options.device == "cpu";
   options.batching.threads = options.device == "cpu" ? options.forward_threads : 1;
   return options;
 }

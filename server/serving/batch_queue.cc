@@ -20,6 +20,9 @@ constexpr double kPromised = 0.92;
 constexpr double kFill = 0.8;
 // Batch times that nobody has measured for so long may be wrong; one picture may try.
 constexpr absl::Duration kTrialAfter = absl::Seconds(1);
+// Pictures that are being decoded on the network's own cores are worth a wait of so many times the
+// pass of one: nothing stands still meanwhile, and one pass reads all weights for all of them.
+constexpr double kCompany = 2;
 
 constexpr absl::Duration kUnknownPushback = absl::Milliseconds(100);  // before the first batch
 constexpr absl::Duration kLeastPushback = absl::Milliseconds(10);
@@ -93,7 +96,7 @@ int MaxBatchOf(int max_batch, int height, int width) {
 }
 
 BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
-                  const BatchQueue::Options& options, TimeOf times, bool draining) {
+                  const BatchQueue::Options& options, TimeOf times, bool draining, bool company) {
   BatchCut cut;
   cut.verdicts.assign(queue.size(), Verdict::kWait);
   // Those that can be answered, up to the first one of another size: it can't join the batch, so
@@ -139,8 +142,10 @@ BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
     batch.push_back(order[i]);
   }
 
+  absl::Duration delay = options.max_delay;
+  if (company) delay = std::max(delay, kCompany * time.Of(1));
   absl::Time due = absl::InfiniteFuture();
-  for (const size_t i : batch) due = std::min(due, queue[i].arrival + options.max_delay);
+  for (const size_t i : batch) due = std::min(due, queue[i].arrival + delay);
   // Nobody waits for company longer than his deadline allows.
   const bool pressed = std::any_of(batch.begin(), batch.end(), [&](size_t i) {
     return queue[i].deadline - time.AtMost(room) <= due;
@@ -190,9 +195,10 @@ absl::StatusOr<BatchQueue::Line> BatchQueue::Judge(const Request& request,
   const int room = MaxBatchOf(options_.max_batch, request.height, request.width);
   Line line{.pixels = pixels, .most = room, .reserved = request.pictures};
   if (time.known() && request.deadline != absl::InfiniteFuture()) {
-    const absl::Duration spare = kPromised * (request.deadline - now) - request.until_ready;
+    const absl::Duration promised = kPromised * (request.deadline - now);
+    const absl::Duration spare = promised - request.until_ready;
     const int together = std::min(request.pictures, room);  // of its own, however long they take
-    line.most = std::max(1, time.Largest(spare / 2, room));
+    line.most = std::max(1, time.Largest(std::min(promised / 2, spare), room));
     if (time.AtMost(together) <= spare) line.most = std::max(line.most, together);
     line.trial =
         waiting_ == 0 && !device.busy &&
@@ -301,9 +307,11 @@ BatchQueue::Cut BatchQueue::Next(absl::Time now, bool draining, bool with_device
     }
   }
   // What is being decoded will be there during the pass, and so will what doesn't fit.
-  alone = alone && static_cast<int>(snapshot.size()) == waiting_ && waiting_ <= options_.max_batch;
+  const bool decoding = static_cast<int>(snapshot.size()) < waiting_;
+  alone = alone && !decoding && waiting_ <= options_.max_batch;
   const BatchCut plan = CutBatch(
-      snapshot, now, options_, [&](int64_t pixels) { return TimeFor(pixels, alone); }, draining);
+      snapshot, now, options_, [&](int64_t pixels) { return TimeFor(pixels, alone); }, draining,
+      options_.decoded_here && decoding);
 
   Cut cut;
   cut.alone = alone;

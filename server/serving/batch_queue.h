@@ -45,6 +45,7 @@ class BatchQueue {
     absl::Duration max_delay = absl::ZeroDuration();  // of the oldest one while the network is idle
     int max_queue = 256;                              // pictures admitted, not yet in a batch
     int threads = 1;                                  // of a pass that is alone; others share them
+    bool decoded_here = false;  // pictures are decoded by the cores that compute
   };
   struct Answer {
     std::vector<float> logits;
@@ -159,7 +160,8 @@ struct BatchCut {
 };
 using TimeOf = absl::FunctionRef<BatchTime(int64_t pixels)>;
 BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
-                  const BatchQueue::Options& options, TimeOf times, bool draining);
+                  const BatchQueue::Options& options, TimeOf times, bool draining,
+                  bool company = false);  // others are being decoded
 
 }  // namespace pyramid
 

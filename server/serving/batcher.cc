@@ -58,7 +58,8 @@ Batcher::Batcher(Classifier& classifier, const Options& options, ModelMetrics& m
       queue_({.max_batch = options.max_batch,
               .max_delay = options.max_delay,
               .max_queue = options.max_queue,
-              .threads = options.threads}) {
+              .threads = options.threads,
+              .decoded_here = options.decoded_here}) {
   assert(options.max_batch > 0 && options.max_queue > 0);
   metrics_.AddQueue(0, options_.max_queue);
   for (int i = 0; i < device_->instances(); ++i) threads_.emplace_back([this] { Run(); });

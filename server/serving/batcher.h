@@ -36,6 +36,7 @@ class Batcher {
         absl::ZeroDuration();             // of the oldest picture while the network is idle
     int max_queue = 256;                  // pictures admitted, not yet in a batch
     int threads = 1;                      // of a pass while no other runs or waits
+    bool decoded_here = false;            // pictures are decoded by the cores that compute
     std::shared_ptr<DeviceTurns> device;  // shared by models; null: its own, a pass at a time
   };
   using Answer = BatchQueue::Answer;
