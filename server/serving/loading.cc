@@ -46,7 +46,7 @@ class Blanks {
 void RunBesideServing(int threads, absl::FunctionRef<void()> work) {
   std::thread([&] {
     pthread_setname_np(pthread_self(), "model-load");
-    StandBack(kNice);
+    StandBack(kNice, absl::Milliseconds(100));
     const ThreadLimit limit(threads);
     work();
   }).join();

@@ -1,6 +1,5 @@
 #include "server/serving/stand_back.h"
 
-#include <linux/sched/types.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -11,19 +10,33 @@
 namespace pyramid {
 namespace {
 
-constexpr uint64_t kSlice = 10'000'000;  // ns; an ordinary thread has 1 to 3 ms
+// As sched_setattr(2) has it; <linux/sched/types.h> and <sched.h> can't be included together.
+struct SchedulingAttributes {
+  uint32_t size = sizeof(SchedulingAttributes);
+  uint32_t policy = 0;
+  uint64_t flags = 0;
+  int32_t nice = 0;
+  uint32_t priority = 0;
+  uint64_t runtime = 0;  // ns; of an ordinary thread: its slice
+  uint64_t deadline = 0;
+  uint64_t period = 0;
+};
 
 }  // namespace
 
-void StandBack(int nice) {
+void SetSlice(absl::Duration slice) {
+  SchedulingAttributes attributes;
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return;
+  attributes.runtime = static_cast<uint64_t>(absl::ToInt64Nanoseconds(slice));
+  syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+
+void StandBack(int nice, absl::Duration slice) {
   const auto thread = static_cast<id_t>(syscall(SYS_gettid));  // Linux has a nice value a thread
   errno = 0;
   const int before = getpriority(PRIO_PROCESS, thread);
   if (nice > 0 && errno == 0) setpriority(PRIO_PROCESS, thread, before + nice);
-  sched_attr attributes{};
-  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return;
-  attributes.sched_runtime = kSlice;
-  syscall(SYS_sched_setattr, 0, &attributes, 0);
+  SetSlice(slice);
 }
 
 }  // namespace pyramid
