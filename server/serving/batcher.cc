@@ -149,7 +149,7 @@ void Batcher::Run() {
 DeviceOutlook Batcher::Look(absl::Time now) {
   DeviceOutlook device = device_->Look(user_, now);
   device.alone = options_.threads > 1 && device.instances > 1 && device.running == 0 &&
-                 device.rivals == 0 && now - crowded_ > kCrowded;
+                 device.rivals == 0 && !device.guests && now - crowded_ > kCrowded;
   return device;
 }
 
@@ -168,7 +168,7 @@ bool Batcher::Next(Cut& cut, Turn& turn) {
     const absl::Time now = clock_.Now();
     const DeviceOutlook device = device_->Look(user_, now);
     const int others = device.running - (turn.held() ? 1 : 0);
-    if (turn.held() && (others > 0 || device.rivals > 0)) crowded_ = now;
+    if (turn.held() && (others > 0 || device.rivals > 0 || device.guests)) crowded_ = now;
     const bool shared = options_.threads > 1 && device.instances > 1;
     static_cast<BatchQueue::Cut&>(cut) =
         queue_.Next(now, draining_, turn.held(), shared && now - crowded_ > kCrowded);

@@ -74,6 +74,7 @@ void DeviceTurns::End(int64_t number, absl::Duration used) {
 
 DeviceOutlook DeviceTurns::Look(int user, absl::Time now) const {
   DeviceOutlook outlook;
+  outlook.guests = guests_ > 0;
   absl::MutexLock lock(&mutex_);
   outlook.instances = instances_;
   outlook.running = static_cast<int>(running_.size());

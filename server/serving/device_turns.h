@@ -6,6 +6,7 @@
 #ifndef PYRAMID_SERVER_SERVING_DEVICE_TURNS_H_
 #define PYRAMID_SERVER_SERVING_DEVICE_TURNS_H_
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <utility>
@@ -24,6 +25,7 @@ struct DeviceOutlook {
   int rivals = 0;                                 // other users that run or wait
   int running = 0;                                // passes, whoever's
   int instances = 1;
+  bool guests = false;
   bool alone = false;  // a pass that starts now has all threads to itself; its user says so
 };
 
@@ -45,6 +47,19 @@ class DeviceTurns {
     Turn(DeviceTurns* device, int64_t number) : device_(device), number_(number) {}
     DeviceTurns* device_ = nullptr;
     int64_t number_ = 0;
+  };
+
+  // Something else computes on the device while this lives, outside all turns: loading, for
+  // example.
+  class Guest {
+   public:
+    explicit Guest(DeviceTurns& device) : device_(device) { ++device_.guests_; }
+    ~Guest() { --device_.guests_; }
+    Guest(const Guest&) = delete;
+    Guest& operator=(const Guest&) = delete;
+
+   private:
+    DeviceTurns& device_;
   };
 
   explicit DeviceTurns(int instances = 1);  // passes at a time
@@ -80,6 +95,7 @@ class DeviceTurns {
   void End(int64_t number, absl::Duration used);
 
   const int instances_;
+  std::atomic<int> guests_{0};
   mutable absl::Mutex mutex_;
   std::map<int, Use> users_ ABSL_GUARDED_BY(mutex_);
   std::vector<Waiter> waiters_ ABSL_GUARDED_BY(mutex_);

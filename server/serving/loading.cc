@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <thread>
 
@@ -43,10 +44,12 @@ class Blanks {
 
 }  // namespace
 
-void RunBesideServing(int threads, absl::FunctionRef<void()> work) {
+void RunBesideServing(int threads, DeviceTurns* device, absl::FunctionRef<void()> work) {
+  std::optional<DeviceTurns::Guest> guest;
+  if (device != nullptr) guest.emplace(*device);
   std::thread([&] {
     pthread_setname_np(pthread_self(), "model-load");
-    StandBack(kNice, absl::Milliseconds(100));
+    StandBack(kNice, absl::Milliseconds(1));
     const ThreadLimit limit(threads);
     work();
   }).join();

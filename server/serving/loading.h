@@ -12,12 +12,14 @@
 #include "absl/time/time.h"
 #include "model/classifier.h"
 #include "proto/base/clock.h"
+#include "server/serving/device_turns.h"
 
 namespace pyramid {
 
 // Runs `work` on a thread of its own and waits for it. Its forward passes use at most `threads`
-// threads, and the kernel gives it what others leave (nice 10).
-void RunBesideServing(int threads, absl::FunctionRef<void()> work);
+// threads, and the kernel gives it what others leave (nice 10); passes of `device`, unless null,
+// take no more threads than they have cores meanwhile.
+void RunBesideServing(int threads, DeviceTurns* device, absl::FunctionRef<void()> work);
 
 // Sizes of batches to warm up with, ascending. On the CPU a batch is worked off in groups, so that
 // nothing depends on its exact size: powers of two and the largest. Other devices record a pass for

@@ -105,7 +105,7 @@ absl::StatusOr<ModelRegistry::Candidate> ModelRegistry::LoadAndCheck(const std::
   absl::StatusOr<Candidate> candidate;
   const auto load = [&] { candidate = LoadAndCheckHere(name, version, dtype); };
   if (beside) {
-    RunBesideServing(options_.load_threads, load);
+    RunBesideServing(options_.load_threads, options_.batching.device.get(), load);
   } else {
     load();
   }
@@ -285,7 +285,7 @@ absl::StatusOr<ModelRegistry::Promoted> ModelRegistry::PromoteAlone(const fs::pa
   if (known.loaded != nullptr && known.loaded->dtype() == promotion.dtype) {
     candidate.loaded = known.loaded;
     absl::StatusOr<SelfTestResult> self_test;
-    RunBesideServing(options_.load_threads, [&] {
+    RunBesideServing(options_.load_threads, options_.batching.device.get(), [&] {
       self_test = self_test_(known.loaded->classifier(), FolderOf(name, promoted.version),
                              {.device = options_.device, .dtype = promotion.dtype});
     });
@@ -357,7 +357,7 @@ Agreement ModelRegistry::AgreementWithStable(const std::string& name, const Cand
                                        : WhyNotComparable(manifest, stable->manifest());
   if (!agreement.with.empty()) return agreement;
   absl::StatusOr<std::vector<float>> answers;
-  RunBesideServing(options_.load_threads, [&] {
+  RunBesideServing(options_.load_threads, options_.batching.device.get(), [&] {
     answers = stable->classifier().Forward(test.pixels, test.pictures, test.height, test.width);
   });
   if (!answers.ok()) {

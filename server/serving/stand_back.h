@@ -14,7 +14,7 @@ namespace pyramid {
 void SetSlice(absl::Duration slice);
 
 // For the calling thread: it computes. `nice` steps (0..19) make its share of a busy core smaller.
-void StandBack(int nice, absl::Duration slice = absl::Milliseconds(10));
+void StandBack(int nice, absl::Duration slice = absl::Milliseconds(3));
 
 }  // namespace pyramid
 

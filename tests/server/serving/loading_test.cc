@@ -31,7 +31,7 @@ TEST(LoadingTest, WorkBesideServingHasAThreadALimitAndPatience) {
   const int nice = NiceOfThisThread();
   std::thread::id worker;
   int limit = 0, others_limit = 0, worker_nice = 0;
-  RunBesideServing(2, [&] {
+  RunBesideServing(2, nullptr, [&] {
     worker = std::this_thread::get_id();
     limit = ThreadLimit::Of(64);
     worker_nice = NiceOfThisThread();
