@@ -26,6 +26,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/serving/batch_times.h"
 #include "server/serving/device_turns.h"
@@ -54,6 +55,8 @@ class BatchQueue {
   };
   struct Picture {
     std::vector<float> pixels;  // [channels, height, width], normalised
+    // In place of `pixels`: the floats where they came in, perhaps unaligned. Live until `done`.
+    absl::string_view values;
     int height = 0;
     int width = 0;
     CancelFlag cancelled;

@@ -65,23 +65,22 @@ PictureView ViewOf(const v1::Picture& picture) {
   return view;
 }
 
-absl::StatusOr<std::vector<float>> PixelsOfTensor(const PictureView& tensor,
-                                                  bool refuse_non_finite) {
-  std::vector<float> pixels(tensor.bytes.size() / sizeof(float));
-  if (!pixels.empty()) std::memcpy(pixels.data(), tensor.bytes.data(), tensor.bytes.size());
-  if (!refuse_non_finite) return pixels;
+absl::Status CheckFinite(absl::string_view values) {
   // Infinities and NaNs have all bits of the exponent. Without an exit from the loop it takes
   // 15 µs for 150,528 floats instead of 56.
   constexpr uint32_t kExponent = 0x7f800000;
+  const size_t count = values.size() / sizeof(uint32_t);
+  const auto bits = [&values](size_t i) {
+    uint32_t value = 0;
+    std::memcpy(&value, values.data() + i * sizeof value, sizeof value);
+    return value;
+  };
   uint32_t strange = 0;
-  for (const float value : pixels) {
-    strange |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent ? 1 : 0;
-  }
-  if (strange == 0) return pixels;
-  const auto first =
-      std::find_if(pixels.begin(), pixels.end(), [](float value) { return !std::isfinite(value); });
-  return absl::InvalidArgumentError(
-      absl::StrCat("tensor.values[", first - pixels.begin(), "] isn't finite"));
+  for (size_t i = 0; i < count; ++i) strange |= (bits(i) & kExponent) == kExponent ? 1 : 0;
+  if (strange == 0) return absl::OkStatus();
+  size_t first = 0;
+  while ((bits(first) & kExponent) != kExponent) ++first;
+  return absl::InvalidArgumentError(absl::StrCat("tensor.values[", first, "] isn't finite"));
 }
 
 // The logits with something finite in place of what can't be ranked.
@@ -418,10 +417,14 @@ void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, Work
     return Decoded(call, index, std::move(useless), absl::ZeroDuration());
   }
   const PictureView& picture = call->views[static_cast<size_t>(index)];
-  auto pixels = picture.kind == PictureView::Kind::kFloats
-                    ? PixelsOfTensor(picture, options_.refuse_non_finite)
-                    : DecodeAndPreprocess(picture.bytes, call->model->manifest().preprocessing(),
-                                          options_.decode);
+  absl::StatusOr<std::vector<float>> pixels =
+      std::vector<float>();  // of a tensor: none, they stay where they are
+  if (picture.kind != PictureView::Kind::kFloats) {
+    pixels = DecodeAndPreprocess(picture.bytes, call->model->manifest().preprocessing(),
+                                 options_.decode);
+  } else if (options_.refuse_non_finite) {
+    if (absl::Status finite = CheckFinite(picture.bytes); !finite.ok()) pixels = finite;
+  }
   const absl::Duration duration = clock_.Now() - started;
   call->metrics->ObserveStage(Stage::kDecode, duration);
   decode_times_[static_cast<size_t>(size)].Observe(duration);
@@ -445,6 +448,7 @@ void ClassifyPipeline::Decoded(const std::shared_ptr<Call>& call, int index,
       const bool tensor = picture.kind == PictureView::Kind::kFloats;
       Batcher::Picture& ready = call->ready.emplace_back();
       ready.pixels = *std::move(pixels);
+      if (tensor) ready.values = picture.bytes;
       ready.height = tensor ? picture.height : preprocessing.crop();
       ready.width = tensor ? picture.width : preprocessing.crop();
       ready.cancelled = call->cancelled;
