@@ -19,6 +19,20 @@ def cpu_seconds(pid):
     return sum(int(fields[i]) for i in (11, 12)) / os.sysconf("SC_CLK_TCK")
 
 
+def thread_seconds(pid):
+    """The same by the threads' names."""
+    seconds = {}
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{task}/stat") as file:
+                text = file.read()
+        except OSError:  # it has ended
+            continue
+        name, fields = text[text.index("(") + 1:text.rindex(")")], text.rsplit(")", 1)[1].split()
+        seconds[name] = seconds.get(name, 0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def memory_mb(pid):
     with open(f"/proc/{pid}/status") as file:
         return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) / 1024
@@ -81,6 +95,12 @@ class Served:
     def load(self, *options):
         """`pyramid bench serve OPTIONS`: its object, with the server's CPU seconds and its counters' growth."""
         return load(self.programs, self.addresses["grpc"], options, self)
+
+    def write_picture(self):
+        """A JPEG of 500x375 and 60,442 bytes, as the notes on the rivals have one; its path."""
+        path = self.path("scene.jpg")
+        self.quiet([self.program("preprocess_bench"), "--quality", "66", "--write", path])
+        return path
 
     def metrics(self):
         """Every series without its labels, summed: enough for a server with one model."""

@@ -20,6 +20,7 @@
 #include "tests/testing/fake_classifier.h"
 #include "tests/testing/images.h"
 #include "tests/testing/metrics_text.h"
+#include "tests/testing/raw_call.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_folder.h"
 
@@ -53,9 +54,11 @@ class ClassificationServiceTest : public ::testing::Test {
     pipeline_ = std::make_unique<ClassifyPipeline>(ClassifyPipeline::Options{.max_pictures = 4},
                                                    *registry_, metrics_);
     // Whoever shows this key may send 10 pictures a second; the server below lets everybody in.
-    ASSERT_OK(WriteFileAtomically(folder_ / "keys.yaml",
-                                  absl::StrCat("[{name: slow, sha256: ", KeyHash("slow-key"),
-                                               ", scopes: [infer], images_per_second: 10}]")));
+    ASSERT_OK(WriteFileAtomically(
+        folder_ / "keys.yaml",
+        absl::StrCat("[{name: slow, sha256: ", KeyHash("slow-key"),
+                     ", scopes: [infer], images_per_second: 10}, {name: fast, sha256: ",
+                     KeyHash("fast-key"), ", scopes: [infer]}]")));
     auto access = Access::Create(
         {.keys = folder_ / "keys.yaml", .worker_secret = folder_ / "worker.secret"}, metrics_);
     ASSERT_OK(access);
@@ -72,8 +75,9 @@ class ClassificationServiceTest : public ::testing::Test {
     builder.RegisterService(service_.get());
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
+    address_ = absl::StrCat("127.0.0.1:", port);
     stub_ = v1::ClassificationService::NewStub(
-        grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
+        grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
   }
   void TearDown() override {
     network_.Open();
@@ -126,6 +130,7 @@ class ClassificationServiceTest : public ::testing::Test {
   LargeCalls large_calls_;
   std::unique_ptr<ClassificationService> service_;
   std::unique_ptr<grpc::Server> server_;
+  std::string address_;
   std::unique_ptr<v1::ClassificationService::Stub> stub_;
 };
 
@@ -168,6 +173,40 @@ TEST_F(ClassificationServiceTest, AMessageOverTheLimitIsResourceExhausted) {
   v1::ClassifyRequest request;
   request.add_pictures()->set_encoded(std::string(kMaxMessageBytes + 1, 'x'));
   EXPECT_EQ(Classify(request).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(ClassificationServiceTest, WhatCannotBeAnsweredIsRefusedBeforeItIsRead) {
+  const auto unlimited = [&](const v1::ClassifyRequest& request) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer fast-key");
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(20)));
+    v1::ClassifyResponse response;
+    return stub_->Classify(&context, request, &response);
+  };
+  for (int i = 0; i < 32; ++i) ASSERT_EQ(unlimited(Request(1)).error_message(), "");
+  v1::ClassifyRequest unreadable;
+  unreadable.add_pictures()->set_encoded(std::string(kMaxMessageBytes + 1, 'x'));
+  EXPECT_THAT(unlimited(unreadable).error_message(), HasSubstr("larger"));
+  {
+    ASSERT_OK_AND_ASSIGN(const auto model, registry_->Find("fashion", 0));
+    const auto full = model->batcher().Admit({.pictures = 4});
+    ASSERT_OK(full);
+    const grpc::Status refused = unlimited(unreadable);
+    EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_THAT(refused.error_message(), HasSubstr("the queue is full: 4 of 4"));
+    EXPECT_EQ(Handled("ResourceExhausted"), 1) << "those that can't be read never get here";
+  }
+  EXPECT_TRUE(unlimited(Request(1)).ok());
+}
+
+TEST_F(ClassificationServiceTest, AMessageThatIsNoneIsInvalidArgument) {
+  const auto channel = grpc::CreateChannel(address_, grpc::InsecureChannelCredentials());
+  const std::string path = "/pyramid.v1.ClassificationService/Classify";
+  const grpc::Status garbage = testing::RawCall(channel, path, "\xff\xff\xff");
+  EXPECT_EQ(garbage.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(garbage.error_message(), HasSubstr("pyramid.v1.ClassifyRequest"));
+  EXPECT_EQ(testing::RawCall(channel, path + "More", "").error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
 }
 
 TEST_F(ClassificationServiceTest, AFullQueueTellsWhenToComeBack) {

@@ -388,6 +388,88 @@ TEST_F(BatchQueueTest, WithoutDeadlineBatchesAreFull) {
   EXPECT_EQ(NextBatch().size(), 32u);
 }
 
+TEST_F(BatchQueueTest, OneTrialASecondThoughNoneEndsWithABatch) {
+  TeachTenAndTwo();
+  now_ += absl::Milliseconds(1001);
+  ASSERT_OK_AND_ASSIGN(const auto ticket, queue_->Admit(Ask(1, 1006), device_, now_));
+  queue_->GiveBack(ticket, 1);  // its deadline passed before it was decoded
+  now_ += absl::Milliseconds(999);
+  EXPECT_FALSE(Admit(Ask(1, 2005)).ok());
+  now_ += absl::Milliseconds(2);
+  EXPECT_OK(Admit(Ask(1, 2007)));
+}
+
+TEST_F(BatchQueueTest, CheckAnswersAsAdmitAndTakesNothing) {
+  Make({.max_queue = 2});
+  TeachTenAndTwo();
+  for (int i = 0; i < 3; ++i) EXPECT_OK(queue_->Check(Ask(2), device_, now_));
+  EXPECT_THAT(queue_->Check(Ask(1, 13), device_, now_), StatusIs(kExhausted, HasSubstr("")));
+  Add(1, Ask(2));
+  EXPECT_THAT(queue_->Check(Ask(1), device_, now_), StatusIs(kExhausted, HasSubstr("")));
+  now_ += absl::Milliseconds(1001);
+  EXPECT_THAT(NextBatch(), ElementsAre(1, 1));
+  for (int i = 0; i < 2; ++i) EXPECT_OK(queue_->Check(Ask(1, 1006), device_, now_)) << "a trial";
+  EXPECT_OK(Admit(Ask(1, 1006)));
+}
+
+TEST_F(BatchQueueTest, ABatchIsAloneWhileNothingElseWaits) {
+  Make({.max_batch = 2});
+  Add(1, Ask(2));
+  EXPECT_FALSE(queue_->Next(now_, false, true, /*alone=*/false).alone);
+  Add(2, Ask(2));
+  EXPECT_TRUE(queue_->Next(now_, false, true, /*alone=*/true).alone);
+  Add(3, Ask(3));
+  EXPECT_FALSE(queue_->Next(now_, false, true, /*alone=*/true).alone) << "one is left";
+  EXPECT_TRUE(queue_->Next(now_, false, true, /*alone=*/true).alone);
+  Add(4, Ask(1));
+  EXPECT_OK(Admit(Ask(1)));
+  EXPECT_FALSE(queue_->Next(now_, false, true, /*alone=*/true).alone) << "one is being decoded";
+}
+
+TEST_F(BatchQueueTest, PassesThatAreAloneHaveTheirOwnTimes) {
+  Make({.threads = 2});
+  queue_->times(/*alone=*/true).Observe(32 * 32, 1, absl::Milliseconds(10), now_);
+  // Nothing is known of passes side by side: twice as long at worst.
+  EXPECT_FALSE(Admit(Ask(1, 20)).ok());
+  EXPECT_OK(queue_->Check(Ask(1, 30), device_, now_));
+  device_.alone = true;
+  EXPECT_OK(queue_->Check(Ask(1, 15), device_, now_));
+  queue_->times().Observe(32 * 32, 1, absl::Milliseconds(13), now_);
+  EXPECT_OK(queue_->Check(Ask(1, 15), device_, now_));
+  device_.alone = false;
+  EXPECT_FALSE(queue_->Check(Ask(1, 15), device_, now_).ok());
+  EXPECT_OK(queue_->Check(Ask(1, 20), device_, now_));
+}
+
+TEST_F(BatchQueueTest, WhatIsBeingDecodedIsWaitedForAMoment) {
+  Make({.decoded_here = true});
+  TeachTenAndTwo();
+  Add(1, Ask(1));
+  ASSERT_OK_AND_ASSIGN(const auto ticket, queue_->Admit(Ask(1), device_, now_));
+  BatchQueue::Cut cut = queue_->Next(now_, false, true);
+  EXPECT_EQ(cut.pictures(), 0);
+  EXPECT_EQ(cut.look_again, now_ + absl::Milliseconds(24)) << "twice the pass of one";
+  std::vector<BatchQueue::Picture> pictures(1);
+  pictures[0].pixels = {2};
+  pictures[0].height = pictures[0].width = 32;
+  queue_->Submit(ticket, std::move(pictures), now_);
+  EXPECT_THAT(NextBatch(), ElementsAre(1, 2));
+
+  Add(3, Ask(1));
+  ASSERT_OK(Admit(Ask(1)));
+  now_ += absl::Milliseconds(24);
+  EXPECT_THAT(NextBatch(), ElementsAre(3)) << "and no longer";
+  Add(4, Ask(1, 24 + 30));
+  EXPECT_THAT(NextBatch(), ElementsAre(4)) << "its deadline is near";
+}
+
+TEST_F(BatchQueueTest, DecodingElsewhereIsNotWaitedFor) {
+  TeachTenAndTwo();
+  Add(1, Ask(1));
+  ASSERT_OK(Admit(Ask(1)));
+  EXPECT_THAT(NextBatch(), ElementsAre(1));
+}
+
 TEST_F(BatchQueueTest, OneMayTryWhenTheTimesAreOld) {
   TeachTenAndTwo();
   EXPECT_FALSE(Admit(Ask(1, 5)).ok());

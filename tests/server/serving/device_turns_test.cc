@@ -93,6 +93,21 @@ TEST_F(DeviceTurnsTest, AnUnusedTurnCostsNothing) {
   EXPECT_FALSE(device.Look(a, kNow).busy);
 }
 
+TEST_F(DeviceTurnsTest, TellsWhoElseComputes) {
+  DeviceTurns device(2);
+  const int a = device.Join(), b = device.Join();
+  EXPECT_EQ(device.Look(a, kNow).running, 0);
+  EXPECT_FALSE(device.Look(a, kNow).guests);
+  DeviceTurns::Turn turn = device.Take(b);
+  EXPECT_EQ(device.Look(a, kNow).running, 1);
+  EXPECT_EQ(device.Look(a, kNow).rivals, 1);
+  {
+    const DeviceTurns::Guest loading(device);
+    EXPECT_TRUE(device.Look(a, kNow).guests);
+  }
+  EXPECT_FALSE(device.Look(a, kNow).guests);
+}
+
 TEST_F(DeviceTurnsTest, AsManyTurnsAsInstancesAreOutAtATime) {
   DeviceTurns device(2);
   const int a = device.Join();

@@ -1,0 +1,71 @@
+#include "server/serving/door.h"
+
+#include <gtest/gtest.h>
+
+namespace pyramid {
+namespace {
+
+const absl::Time kStart = absl::FromUnixSeconds(1000);
+
+class DoorTest : public ::testing::Test {
+ protected:
+  void Read(int times, const Door::Wish& wish) {
+    for (int i = 0; i < times; ++i) door_.Read(wish, now_);
+  }
+  static Door::Wish Wish(const std::string& model, int priority = 5) {
+    return {.model = model, .pictures = {.pictures = 1, .priority = priority}};
+  }
+
+  absl::Time now_ = kStart;
+  Door door_;
+};
+
+TEST_F(DoorTest, KnowsNothingBeforeItHasSeenEnough) {
+  EXPECT_FALSE(door_.Expect(now_).has_value());
+  Read(31, Wish("a"));
+  EXPECT_FALSE(door_.Expect(now_).has_value());
+  Read(1, Wish("a"));
+  const auto expected = door_.Expect(now_);
+  ASSERT_TRUE(expected.has_value());
+  EXPECT_EQ(expected->model, "a");
+  EXPECT_EQ(expected->pictures.pictures, 1);
+}
+
+TEST_F(DoorTest, DeadlinesMayDiffer) {
+  for (int i = 0; i < 32; ++i) {
+    Door::Wish wish = Wish("a");
+    wish.pictures.deadline = now_ + absl::Milliseconds(i);
+    wish.pictures.until_ready = absl::Milliseconds(i);
+    Read(1, wish);
+  }
+  EXPECT_TRUE(door_.Expect(now_).has_value());
+}
+
+TEST_F(DoorTest, WhatDiffersKeepsItOpenForAMinute) {
+  Door::Wish large = Wish("a");
+  large.large = true;
+  Door::Wish two = Wish("a");
+  two.pictures.pictures = 2;
+  Door::Wish wide = Wish("a");
+  wide.pictures.width = 300;
+  Door::Wish named = Wish("a");
+  named.version = 3;
+  for (const Door::Wish& other : {Wish("b"), Wish("a", 1), large, two, wide, named}) {
+    Read(32, Wish("a"));
+    ASSERT_TRUE(door_.Expect(now_).has_value());
+    Read(1, other);
+    Read(100, Wish("a"));
+    EXPECT_FALSE(door_.Expect(now_ + absl::Seconds(59)).has_value());
+    now_ += absl::Seconds(61);
+    EXPECT_TRUE(door_.Expect(now_).has_value());
+  }
+}
+
+TEST_F(DoorTest, OneInSixteenIsReadAllTheSame) {
+  int refused = 0;
+  for (int i = 0; i < 160; ++i) refused += door_.Refuse();
+  EXPECT_EQ(refused, 150);
+}
+
+}  // namespace
+}  // namespace pyramid
