@@ -202,9 +202,7 @@ TEST_F(HttpServerTest, CompressedBodiesAreReadAndBounded) {
 
 // tritonclient offers to take gzip and then doesn't unpack it.
 TEST_F(HttpServerTest, AnswersAreNotCompressed) {
-  Start({.answer = [](RestRequest&) {
-    return RestReply{.body = std::string(10'000, '1')};
-  }});
+  Start({.answer = [](RestRequest&) { return RestReply{.body = std::string(10'000, '1')}; }});
   httplib::Client client = Client();
   client.set_decompress(false);
   const auto answer = client.Get("/p", {{"Accept-Encoding", "gzip, deflate, br"}});
