@@ -243,6 +243,8 @@ void SetConnections(const ServerConfig::Connections& connections, grpc::ServerBu
       grpc::ResourceQuota("server").Resize(static_cast<size_t>(connections.memory_bytes)));
 }
 
+constexpr absl::Duration kLastCalls = absl::Milliseconds(300);
+
 // "[::1]" for an IPv6 address.
 std::string HostForUrl(const std::string& host) {
   return absl::StrContains(host, ':') && host.front() != '[' ? absl::StrCat("[", host, "]") : host;
@@ -503,6 +505,9 @@ void Server::Drain() {
   });
   p.manager->Drain(p.config.drain_timeout);  // its workers' calls are served meanwhile
   requests.join();
+  // A client that has just got its answer may have sent the next call: it hears that we end. What
+  // reaches gRPC after Shutdown is only CANCELLED.
+  absl::SleepFor(kLastCalls);
   // What was accepted has been answered. The moment is for the last bytes on their way: a graceful
   // end waits for every idle client to acknowledge it, and one that isn't polling its channel never
   // does.
