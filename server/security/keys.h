@@ -53,12 +53,16 @@ class Scopes {
 class Caller {
  public:
   Caller(std::string name, Scopes scopes, double images_per_second, absl::Time expires)
-      : name_(std::move(name)), scopes_(scopes), expires_(expires), bucket_(images_per_second) {}
+      : name_(std::move(name)),
+        scopes_(scopes),
+        images_per_second_(images_per_second),
+        expires_(expires),
+        bucket_(images_per_second) {}
 
   const std::string& name() const { return name_; }
   Scopes scopes() const { return scopes_; }
   absl::Time expires() const { return expires_; }
-  double images_per_second() const { return bucket_.rate(); }  // 0: no limit
+  double images_per_second() const { return images_per_second_; }  // 0: no limit
 
   // Zero if `images` more are within the rate, and counts them; else how long to wait.
   absl::Duration Charge(int images, absl::Time now) const;
@@ -66,6 +70,7 @@ class Caller {
  private:
   const std::string name_;
   const Scopes scopes_;
+  const double images_per_second_;
   const absl::Time expires_;
   mutable absl::Mutex mutex_;
   mutable TokenBucket bucket_ ABSL_GUARDED_BY(mutex_);
