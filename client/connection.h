@@ -31,7 +31,8 @@ struct ServerAddress {
 // --server, then PYRAMID_SERVER (either HOST:PORT or a server.json), then data/server.json, then
 // 127.0.0.1:8001.
 //   InvalidArgument  not HOST:PORT (a usage error if it came from --server); a server.json without
-//   an address NotFound         the server.json that was named isn't there
+//                    an address
+//   NotFound         the server.json that was named isn't there
 absl::StatusOr<ServerAddress> ResolveServer(const Environment& environment);
 
 // Thread-safe. Nothing is sent before the first call.
@@ -74,21 +75,30 @@ inline constexpr absl::Duration kPromoteTimeout = absl::Minutes(15);
 
 void SetDeadline(grpc::ClientContext& context, absl::Duration timeout);
 
-// Opens the way to the server and makes one call: CallTraining(environment,
-// &v1::TrainingService::Stub::GetJob, request). Errors as Open and ToStatus.
+// Opens the way to the server and makes one call. Errors as Open and ToStatus.
+template <typename Stub, typename Request, typename Response>
+absl::StatusOr<Response> CallOnce(const Environment& environment,
+                                  std::shared_ptr<Stub> (Connection::*stub)() const,
+                                  grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                               Response*),
+                                  const Request& request, absl::Duration timeout) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection, Connection::Open(environment));
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  Response response;
+  const grpc::Status status = ((*connection.*stub)().get()->*method)(&context, request, &response);
+  if (!status.ok()) return connection->ToStatus(status);
+  return response;
+}
+
+// CallOnce: CallTraining(environment, &v1::TrainingService::Stub::GetJob, request).
 template <typename Request, typename Response>
 absl::StatusOr<Response> CallTraining(const Environment& environment,
                                       grpc::Status (v1::TrainingService::Stub::*method)(
                                           grpc::ClientContext*, const Request&, Response*),
                                       const Request& request,
                                       absl::Duration timeout = kCallTimeout) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection, Connection::Open(environment));
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
-  Response response;
-  const grpc::Status status = (connection->training().get()->*method)(&context, request, &response);
-  if (!status.ok()) return connection->ToStatus(status);
-  return response;
+  return CallOnce(environment, &Connection::training, method, request, timeout);
 }
 
 // The same for ModelService.
@@ -97,13 +107,7 @@ absl::StatusOr<Response> CallModels(
     const Environment& environment,
     grpc::Status (v1::ModelService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
     const Request& request, absl::Duration timeout = kCallTimeout) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection, Connection::Open(environment));
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
-  Response response;
-  const grpc::Status status = (connection->models().get()->*method)(&context, request, &response);
-  if (!status.ok()) return connection->ToStatus(status);
-  return response;
+  return CallOnce(environment, &Connection::models, method, request, timeout);
 }
 
 }  // namespace pyramid

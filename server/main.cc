@@ -1,5 +1,5 @@
-#include <malloc.h>
 // pyramid-server: the coordinator. Flags, signals; everything else is in server/server.h.
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -19,7 +19,6 @@
 #include "server/config.h"
 #include "server/grpc_log.h"
 #include "server/server.h"
-#include "server/serving/stand_back.h"
 
 namespace pyramid {
 namespace {
@@ -130,8 +129,6 @@ int Main(int argc, char** argv) {
   ConfigureLog(*config);
   LogWhatGrpcSays();
   KeepMemoryFlat();
-  SetSlice(
-      absl::Microseconds(500));  // of threads that don't say otherwise: those that read and send
   // Debian's Abseil looks for cycles of locks; under load that is 2 % of the server's time.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 

@@ -47,6 +47,7 @@
 #include "server/security/tls_files.h"
 #include "server/serving/classify.h"
 #include "server/serving/model_registry.h"
+#include "server/serving/stand_back.h"
 #include "server/training/job_manager.h"
 #include "server/training/local_launcher.h"
 
@@ -468,11 +469,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
       p.metrics);
   p.worker = std::make_unique<WorkerService>(*p.manager, p.metrics, p.access.get());
 
-  // Ports.
+  // Ports. Their threads read and send; a job's workers, which come from this process too, don't.
+  SetSlice(absl::Microseconds(500));
   RETURN_IF_ERROR(p.ListenGrpc());
   RETURN_IF_ERROR(p.ListenHttp());
   RETURN_IF_ERROR(p.ListenMetrics());
   RETURN_IF_ERROR(p.Announce());
+  SetSlice(absl::ZeroDuration());
   p.manager->Start();
   p.ready = true;
   log::Info("serving", {{"grpc", p.grpc_address},

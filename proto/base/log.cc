@@ -7,6 +7,8 @@
 #include <atomic>
 #include <memory>
 
+#include "proto/base/utf8.h"
+
 namespace pyramid::log {
 namespace {
 
@@ -22,24 +24,6 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
-// How many bytes a well-formed character of UTF-8 takes that begins `text`; 0: none does.
-size_t CharacterLength(absl::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char first = byte(0);
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
-  if (first < 0xc2 || first > 0xf4 || text.size() < length) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-  }
-  // Longer than need be, surrogates, beyond U+10FFFF.
-  if ((first == 0xe0 && byte(1) < 0xa0) || (first == 0xed && byte(1) > 0x9f) ||
-      (first == 0xf0 && byte(1) < 0x90) || (first == 0xf4 && byte(1) > 0x8f)) {
-    return 0;
-  }
-  return length;
-}
-
 void AppendEscape(std::string& out, unsigned char code) {
   absl::StrAppend(&out, "\\u00", absl::Hex(code, absl::kZeroPad2));
 }
@@ -49,7 +33,7 @@ void AppendEscape(std::string& out, unsigned char code) {
 void AppendQuoted(std::string& out, absl::string_view value) {
   out += '"';
   for (size_t at = 0; at < value.size();) {
-    const size_t length = CharacterLength(value.substr(at));
+    const size_t length = Utf8Length(value.substr(at));
     const auto first = static_cast<unsigned char>(value[at]);
     if (length == 0) {
       out += "\\ufffd";

@@ -3,7 +3,6 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "server/rpc/handle.h"
 #include "server/security/grpc_credentials.h"
 
@@ -53,12 +52,9 @@ ClassificationService::ClassificationService(ClassifyPipeline& pipeline,
       rates_(rates) {}
 
 void ClassificationService::AddTo(LargeCalls& calls) {
-  calls.Add(absl::StrCat("/", ServiceName(), "/Classify"),
-            [this](grpc::GenericCallbackServerContext& context) {
-              auto* call = new ClassifyCall(context, pipeline_, metrics_, rates_);
-              call->Start();
-              return call;
-            });
+  calls.Add(ServiceName(), "Classify", [this](grpc::GenericCallbackServerContext& context) {
+    return new ClassifyCall(context, pipeline_, metrics_, rates_);
+  });
 }
 
 grpc::ServerUnaryReactor* ClassificationService::ListModels(

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "proto/base/status.h"
 #include "server/rpc/actor.h"
 #include "server/rpc/handle.h"
@@ -48,12 +47,9 @@ class InferCall final
 }  // namespace
 
 void InferenceService::AddTo(LargeCalls& calls) {
-  calls.Add(absl::StrCat("/", ServiceName(), "/ModelInfer"),
-            [this](grpc::GenericCallbackServerContext& context) {
-              auto* call = new InferCall(context, protocol_, metrics_, rates_);
-              call->Start();
-              return call;
-            });
+  calls.Add(ServiceName(), "ModelInfer", [this](grpc::GenericCallbackServerContext& context) {
+    return new InferCall(context, protocol_, metrics_, rates_);
+  });
 }
 
 grpc::Status InferenceService::ServerLive(grpc::ServerContext*, const inference::ServerLiveRequest*,

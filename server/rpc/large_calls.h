@@ -4,12 +4,15 @@
 // processor than the network did. On the wire nothing differs from any other unary method.
 //
 //   class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyResponse> {
-//     absl::Status CheckAtDoor() override;   // the headers are here
-//     void Run() override;            // so is request(); ends with one Answer, from any thread
+//     // The headers are here.
+//     absl::Status CheckAtDoor() override;
+//     // So is request(). Ends with one Answer, from any thread.
+//     void Run() override;
+//     // The answer is on its way.
+//     void Sent(absl::Duration time) override;
 //   };
-//   calls.Add("/pyramid.v1.ClassificationService/Classify",
-//             [&](grpc::GenericCallbackServerContext& context) { return new ClassifyCall(context);
-//             });
+//   calls.Add("pyramid.v1.ClassificationService", "Classify",
+//             [&](grpc::GenericCallbackServerContext& context) { return new ClassifyCall(…); });
 #ifndef PYRAMID_SERVER_RPC_LARGE_CALLS_H_
 #define PYRAMID_SERVER_RPC_LARGE_CALLS_H_
 
@@ -36,10 +39,16 @@ namespace pyramid {
 // services that declare them, WithGenericMethod_… is registered.
 class LargeCalls final : public grpc::CallbackGenericService {
  public:
-  using Make = std::function<grpc::ServerGenericBidiReactor*(grpc::GenericCallbackServerContext&)>;
-
-  // Before the server starts. `method`: "/package.Service/Method".
-  void Add(std::string method, Make make) { methods_[std::move(method)] = std::move(make); }
+  // Before the server starts. `make` gives a new LargeCall for a context.
+  template <typename Make>
+  void Add(absl::string_view service, absl::string_view method, Make make) {
+    methods_[absl::StrCat("/", service, "/", method)] =
+        [make = std::move(make)](grpc::GenericCallbackServerContext& context) {
+          auto* call = make(context);
+          call->Start();
+          return call;
+        };
+  }
 
   grpc::ServerGenericBidiReactor* CreateReactor(
       grpc::GenericCallbackServerContext* context) override {
@@ -50,7 +59,8 @@ class LargeCalls final : public grpc::CallbackGenericService {
   }
 
  private:
-  absl::flat_hash_map<std::string, Make> methods_;
+  using Begin = std::function<grpc::ServerGenericBidiReactor*(grpc::GenericCallbackServerContext&)>;
+  absl::flat_hash_map<std::string, Begin> methods_;
 };
 
 // One call, from its headers to gRPC's OnDone, which deletes it.

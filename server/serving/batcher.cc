@@ -166,7 +166,7 @@ void Batcher::Run() {
     Refuse(cut.cancelled,
            absl::CancelledError("the caller left while the picture was in the queue"),
            Rejection::kCancelled);
-    if (!cut.batch.empty()) RunBatch(std::move(cut.batch), cut.alone, cut.threads, turn, buffer);
+    if (!cut.batch.empty()) RunBatch(cut, turn, buffer);
   }
 }
 
@@ -230,8 +230,8 @@ bool Batcher::Next(Cut& cut, Turn& turn) {
   }
 }
 
-void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, bool alone, int threads, Turn& turn,
-                       std::vector<float>& buffer) {
+void Batcher::RunBatch(Cut& cut, Turn& turn, std::vector<float>& buffer) {
+  std::vector<BatchQueue::Waiting> batch = std::exchange(cut.batch, {});
   const int count = static_cast<int>(batch.size());
   const int height = batch.front().picture.height;
   const int width = batch.front().picture.width;
@@ -241,10 +241,10 @@ void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, bool alone, int t
   const absl::Time started = clock_.Now();
   {
     absl::MutexLock lock(&mutex_);
-    turn.Expect(started + queue_.times(alone).For(each).Of(count));
+    turn.Expect(started + queue_.times(cut.alone).For(each).Of(count));
   }
   absl::StatusOr<std::vector<float>> logits = [&] {
-    const ThreadLimit limit(threads);
+    const ThreadLimit limit(cut.threads);
     return classifier_.Forward(pixels, count, height, width);
   }();
   const absl::Time ended = clock_.Now();
@@ -263,7 +263,7 @@ void Batcher::RunBatch(std::vector<BatchQueue::Waiting> batch, bool alone, int t
   }
   {
     absl::MutexLock lock(&mutex_);
-    if (logits.ok()) queue_.times(alone).Observe(each, count, forward, ended);
+    if (logits.ok()) queue_.times(cut.alone).Observe(each, count, forward, ended);
     metrics_.SetPredictedWait(queue_.PredictedWait(Look(ended)));
   }
   for (size_t i = 0; i < batch.size(); ++i) {

@@ -68,9 +68,11 @@ class ClassifyPipeline {
   // Calls `done` exactly once, from any thread, perhaps before this returns. `request` must live
   // until then; `cancelled` may be set by then. A picture that can't be decoded carries its own
   // error. Of the whole request:
-  //   InvalidArgument    no picture, over max_pictures, a picture without content, a tensor of the
-  //   wrong shape, negative top_k NotFound           no such model or version ResourceExhausted  a
-  //   queue is full; PushbackMillis says when to come back DeadlineExceeded   `deadline` has passed
+  //   InvalidArgument    no picture, over max_pictures, a picture without content, a tensor of
+  //                      the wrong shape, negative top_k
+  //   NotFound           no such model or version
+  //   ResourceExhausted  a queue is full; PushbackMillis says when to come back
+  //   DeadlineExceeded   `deadline` has passed
   //   Cancelled          the caller is gone
   //   Unavailable        draining
   //   DataLoss           the version named is damaged on disk
@@ -86,7 +88,7 @@ class ClassifyPipeline {
   absl::Status CheckAtDoor(absl::Time deadline);
 
   // An answer has left `time` after it was ready. The request came in through the same queues,
-  // unseen until it was read: so much of its time is taken to be gone, twice.
+  // unseen until it was read: so much of its time is taken to be gone.
   void Sent(absl::Duration time) { way_.Observe(time); }
 
   // From now on requests get Unavailable. Waits until those in progress have been answered; false:

@@ -97,6 +97,10 @@ absl::StatusOr<ModelRegistry::Candidate> ModelRegistry::LoadAndCheckHere(const s
   return candidate;
 }
 
+void ModelRegistry::RunBeside(absl::FunctionRef<void()> work) {
+  RunBesideServing(options_.load_threads, options_.batching.device.get(), work);
+}
+
 absl::StatusOr<ModelRegistry::Candidate> ModelRegistry::LoadAndCheck(const std::string& name,
                                                                      int64_t version,
                                                                      const std::string& dtype,
@@ -105,7 +109,7 @@ absl::StatusOr<ModelRegistry::Candidate> ModelRegistry::LoadAndCheck(const std::
   absl::StatusOr<Candidate> candidate;
   const auto load = [&] { candidate = LoadAndCheckHere(name, version, dtype); };
   if (beside) {
-    RunBesideServing(options_.load_threads, options_.batching.device.get(), load);
+    RunBeside(load);
   } else {
     load();
   }
@@ -285,7 +289,7 @@ absl::StatusOr<ModelRegistry::Promoted> ModelRegistry::PromoteAlone(const fs::pa
   if (known.loaded != nullptr && known.loaded->dtype() == promotion.dtype) {
     candidate.loaded = known.loaded;
     absl::StatusOr<SelfTestResult> self_test;
-    RunBesideServing(options_.load_threads, options_.batching.device.get(), [&] {
+    RunBeside([&] {
       self_test = self_test_(known.loaded->classifier(), FolderOf(name, promoted.version),
                              {.device = options_.device, .dtype = promotion.dtype});
     });
@@ -357,7 +361,7 @@ Agreement ModelRegistry::AgreementWithStable(const std::string& name, const Cand
                                        : WhyNotComparable(manifest, stable->manifest());
   if (!agreement.with.empty()) return agreement;
   absl::StatusOr<std::vector<float>> answers;
-  RunBesideServing(options_.load_threads, options_.batching.device.get(), [&] {
+  RunBeside([&] {
     answers = stable->classifier().Forward(test.pixels, test.pictures, test.height, test.width);
   });
   if (!answers.ok()) {

@@ -179,6 +179,7 @@ class ModelRegistry {
   Known FindDigest(const std::string& name, const std::string& digest);
   absl::StatusOr<int64_t> NextVersion(const std::string& name) const;
 
+  void RunBeside(absl::FunctionRef<void()> work);  // as RunBesideServing, with the options
   // `beside`: others are being served.
   absl::StatusOr<Candidate> LoadAndCheck(const std::string& name, int64_t version,
                                          const std::string& dtype, bool beside);

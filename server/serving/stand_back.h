@@ -10,7 +10,7 @@
 namespace pyramid {
 
 // The slice of the calling thread and of those that it makes from now on, unless they set their
-// own. 0.1 to 100 ms; the kernel's own is 1 to 3.
+// own: 0.1 to 100 ms; zero: the kernel's, 1 to 3. Processes that they start have it too.
 void SetSlice(absl::Duration slice);
 
 // For the calling thread: it computes. `nice` steps (0..19) make its share of a busy core smaller.

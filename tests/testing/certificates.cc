@@ -1,29 +1,17 @@
 #include "tests/testing/certificates.h"
 
-#include <openssl/bio.h>
 #include <openssl/ec.h>
-#include <openssl/evp.h>
-#include <openssl/pem.h>
 #include <openssl/rand.h>
-#include <openssl/x509.h>
-#include <openssl/x509v3.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 
+#include "server/security/openssl.h"
+
 namespace pyramid::testing {
 namespace {
 
-template <auto kFree>
-struct Freer {
-  template <typename T>
-  void operator()(T* object) const {
-    kFree(object);
-  }
-};
-using X509Ptr = std::unique_ptr<X509, Freer<X509_free>>;
-using KeyPtr = std::unique_ptr<EVP_PKEY, Freer<EVP_PKEY_free>>;
 using FilePtr = std::unique_ptr<std::FILE, Freer<std::fclose>>;
 
 void Need(bool condition, const char* what) {

@@ -38,9 +38,11 @@ class Dataset {
 // `kind`: "imagenet" (data_dir/<split>/<class>/<picture>, classes in alphabetical order) |
 // "fashion_mnist" | "mnist" (IDX; split "train", or "val" and "test" for the other files).
 //   NotFound         no such folder, split or file; names what was looked for and which splits
-//   there are DataLoss         a wrong magic number, a truncated or overlong IDX file; with offset
-//   and expectation InvalidArgument  a label outside the classes (index, label, classes); no
-//   pictures; an unknown kind
+//                    there are
+//   DataLoss         a wrong magic number, a truncated or overlong IDX file; with offset and
+//                    expectation
+//   InvalidArgument  a label outside the classes (index, label, classes); no pictures; an unknown
+//                    kind
 absl::StatusOr<std::unique_ptr<Dataset>> OpenDataset(absl::string_view kind,
                                                      const std::filesystem::path& data_dir,
                                                      absl::string_view split);
