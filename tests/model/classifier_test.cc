@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint.h"
 #include "model/pvt_v2.h"
@@ -263,7 +264,9 @@ TEST_F(ClassifierTest, Bf16IsCloseToFp32) {
   for (size_t i = 0; i < a.size(); ++i)
     error = std::max(error, std::abs(double{a[i]} - double{b[i]}));
   RecordProperty("max_error", absl::StrCat(error));
-  EXPECT_GT(error, 0);  // it is another computation
+  if (!absl::StrContains(half->path(), "computed in f32")) {
+    EXPECT_GT(error, 0) << half->path();  // it is another computation
+  }
   EXPECT_LE(error, 0.05);
 }
 

@@ -150,7 +150,10 @@ TEST_F(TrainerTest, Bf16StaysNearFp32) {
     ASSERT_OK_AND_ASSIGN(const StepReport wide, fp32->RunStep(*loader_a, step, 1e-3, {}, false));
     ASSERT_OK_AND_ASSIGN(const StepReport narrow, bf16->RunStep(*loader_b, step, 1e-3, {}, false));
     EXPECT_NEAR(narrow.loss, wide.loss, 0.05);
-    EXPECT_NE(narrow.loss, wide.loss);
+    // A processor without bf16 units computes both in the same way.
+    if (bf16->path() != fp32->path()) {
+      EXPECT_NE(narrow.loss, wide.loss) << bf16->path();
+    }
   }
 }
 

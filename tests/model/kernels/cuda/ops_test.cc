@@ -240,6 +240,9 @@ std::vector<Tensor> LogitsAndGradients(PvtV2& network, const Tensor& pictures) {
 TEST(PYRAMID_OPS_SUITE, TheNetworkIsThePlainOneAndSoAreItsGradients) {
   for (const auto& [variant, origin] :
        {std::pair("pvt_v2_b0", "timm"), {"pvt_v2_b0", "mindcv"}, {"pvt_v2_b2_li", "timm"}}) {
+    // A ReLU whose input is zero but for rounding passes its gradient on or doesn't: measured 0.002
+    // where LibTorch's own f32 came out on the other side.
+    const double kink = variant == absl::string_view("pvt_v2_b2_li") ? 0.005 : 0;
     SCOPED_TRACE(std::string(variant) + " " + origin);
     PvtV2 plain = Network(variant, origin, false), ours = Network(variant, origin, true);
     PvtV2 exact = Network(variant, origin, false);
@@ -256,7 +259,7 @@ TEST(PYRAMID_OPS_SUITE, TheNetworkIsThePlainOneAndSoAreItsGradients) {
       const double error = (actual[i].to(torch::kFloat64) - wide[i]).norm().item<double>() / size;
       const double theirs =
           (expected[i].to(torch::kFloat64) - wide[i]).norm().item<double>() / size;
-      EXPECT_LE(error, std::max(3 * theirs, 1e-5)) << i;
+      EXPECT_LE(error, std::max({3 * theirs, 1e-5, i == 0 ? 0 : kink})) << i;
     }
   }
 }
