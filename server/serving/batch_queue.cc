@@ -18,8 +18,12 @@ constexpr int64_t kUsualPixels = int64_t{224} * 224;  // of a picture: what max_
 constexpr double kPromised = 0.92;
 // How full the batches before are taken to be: one that isn't pushes pictures into the next.
 constexpr double kFill = 0.8;
-// Batch times that nobody has measured for so long may be wrong; one picture may try.
-constexpr absl::Duration kTrialAfter = absl::Seconds(1);
+// Batch times that nobody has measured for so many times what they predict may be wrong; one
+// request may try. A single pass that a burst had slowed down locked everybody out for a second
+// otherwise.
+constexpr double kTrialAfter = 4;
+constexpr absl::Duration kLeastTrialAfter = absl::Milliseconds(100);
+constexpr absl::Duration kMostTrialAfter = absl::Seconds(1);
 // Pictures that are being decoded on the network's own cores are worth a wait of so many times the
 // pass of one: nothing stands still meanwhile, and one pass reads all weights for all of them.
 constexpr double kCompany = 2;
@@ -200,9 +204,10 @@ absl::StatusOr<BatchQueue::Line> BatchQueue::Judge(const Request& request,
     const int together = std::min(request.pictures, room);  // of its own, however long they take
     line.most = std::max(1, time.Largest(std::min(promised / 2, spare), room));
     if (time.AtMost(together) <= spare) line.most = std::max(line.most, together);
-    line.trial =
-        waiting_ == 0 && !device.busy &&
-        now - std::max({times_.newest(), alone_times_.newest(), last_trial_}) > kTrialAfter;
+    const absl::Time known_at = std::max({times_.newest(), alone_times_.newest(), last_trial_});
+    line.trial = waiting_ == 0 && !device.busy &&
+                 now - known_at > std::clamp(kTrialAfter * time.AtMost(together), kLeastTrialAfter,
+                                             kMostTrialAfter);
     if (!line.trial) {
       RETURN_IF_ERROR(CheckInTime(request, order, line, time, device, now));
     }

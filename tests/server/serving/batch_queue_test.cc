@@ -388,15 +388,27 @@ TEST_F(BatchQueueTest, WithoutDeadlineBatchesAreFull) {
   EXPECT_EQ(NextBatch().size(), 32u);
 }
 
-TEST_F(BatchQueueTest, OneTrialASecondThoughNoneEndsWithABatch) {
+TEST_F(BatchQueueTest, OneTrialATimeThoughNoneEndsWithABatch) {
   TeachTenAndTwo();
-  now_ += absl::Milliseconds(1001);
-  ASSERT_OK_AND_ASSIGN(const auto ticket, queue_->Admit(Ask(1, 1006), device_, now_));
+  now_ += absl::Milliseconds(101);
+  ASSERT_OK_AND_ASSIGN(const auto ticket, queue_->Admit(Ask(1, 106), device_, now_));
   queue_->GiveBack(ticket, 1);  // its deadline passed before it was decoded
-  now_ += absl::Milliseconds(999);
-  EXPECT_FALSE(Admit(Ask(1, 2005)).ok());
+  now_ += absl::Milliseconds(99);
+  EXPECT_FALSE(Admit(Ask(1, 205)).ok());
   now_ += absl::Milliseconds(2);
-  EXPECT_OK(Admit(Ask(1, 2007)));
+  EXPECT_OK(Admit(Ask(1, 207)));
+}
+
+TEST_F(BatchQueueTest, TrialsThatTakeLongAreRarer) {
+  queue_->times().Observe(32 * 32, 1, absl::Milliseconds(110), now_);
+  queue_->times().Observe(32 * 32, 32, absl::Milliseconds(420), now_);
+  now_ += absl::Milliseconds(478);  // one is said to take up to 119.6 ms
+  EXPECT_FALSE(Admit(Ask(1, 500)).ok());
+  now_ += absl::Milliseconds(1);
+  EXPECT_OK(queue_->Check(Ask(1, 500), device_, now_));
+  EXPECT_FALSE(queue_->Check(Ask(32, 500), device_, now_).ok()) << "456 ms: a second";
+  now_ += absl::Milliseconds(522);
+  EXPECT_OK(Admit(Ask(32, 1100)));
 }
 
 TEST_F(BatchQueueTest, CheckAnswersAsAdmitAndTakesNothing) {
@@ -406,10 +418,10 @@ TEST_F(BatchQueueTest, CheckAnswersAsAdmitAndTakesNothing) {
   EXPECT_THAT(queue_->Check(Ask(1, 13), device_, now_), StatusIs(kExhausted, HasSubstr("")));
   Add(1, Ask(2));
   EXPECT_THAT(queue_->Check(Ask(1), device_, now_), StatusIs(kExhausted, HasSubstr("")));
-  now_ += absl::Milliseconds(1001);
+  now_ += absl::Milliseconds(101);
   EXPECT_THAT(NextBatch(), ElementsAre(1, 1));
-  for (int i = 0; i < 2; ++i) EXPECT_OK(queue_->Check(Ask(1, 1006), device_, now_)) << "a trial";
-  EXPECT_OK(Admit(Ask(1, 1006)));
+  for (int i = 0; i < 2; ++i) EXPECT_OK(queue_->Check(Ask(1, 106), device_, now_)) << "a trial";
+  EXPECT_OK(Admit(Ask(1, 106)));
 }
 
 TEST_F(BatchQueueTest, ABatchIsAloneWhileNothingElseWaits) {
