@@ -320,7 +320,7 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
                            .width = 0,
                            .priority = call->priority(),
                            .deadline = DueFor(call->deadline, call->started)};
-  WorkPool::Size size = WorkPool::Size::kUsual;
+  std::optional<WorkPool::Size> size;
   for (int i = 0; i < call->count(); ++i) {
     const PictureView& picture = call->views[static_cast<size_t>(i)];
     if (picture.kind == PictureView::Kind::kNothing) {
@@ -332,7 +332,10 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
           Annotate(CheckTensorShape(picture, channels), absl::StrCat("pictures[", i, "]")));
     }
     const bool file = picture.kind == PictureView::Kind::kEncoded;
-    if (file && picture.bytes.size() > kLargeFile) size = WorkPool::Size::kLarge;
+    if (file) {
+      size = picture.bytes.size() > kLargeFile ? WorkPool::Size::kLarge
+                                               : size.value_or(WorkPool::Size::kUsual);
+    }
     const int height = file ? crop : picture.height;
     const int width = file ? crop : picture.width;
     if (int64_t{height} * width > int64_t{request.height} * request.width) {
@@ -343,9 +346,8 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
   door_.Read({.model = call->request.model(),
               .version = call->request.version(),
               .pictures = request,
-              .large = size == WorkPool::Size::kLarge},
+              .decode = size},
              call->started);
-  const Order order{.priority = request.priority, .deadline = request.deadline};
   request.until_ready = UntilDecoded(request, size);
   ASSIGN_OR_RETURN(Batcher::Room room, call->model->batcher().Admit(request));
   {
@@ -355,12 +357,18 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
     call->undecoded = call->count();
     call->unanswered = call->count();
   }
-  std::vector<WorkPool::Task> tasks;
-  tasks.reserve(static_cast<size_t>(call->count()));
-  for (int i = 0; i < call->count(); ++i) {
-    tasks.emplace_back([this, call, i, size] { Decode(call, i, size); });
+  const int count = call->count();
+  if (!size.has_value()) {  // another thread would take longer to wake up
+    for (int i = 0; i < count; ++i) Decode(call, i, WorkPool::Size::kUsual);
+    return absl::OkStatus();
   }
-  return decode_pool_.Post(std::move(tasks), order, size);
+  std::vector<WorkPool::Task> tasks;
+  tasks.reserve(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    tasks.emplace_back([this, call, i, size = *size] { Decode(call, i, size); });
+  }
+  const Order order{.priority = request.priority, .deadline = request.deadline};
+  return decode_pool_.Post(std::move(tasks), order, *size);
 }
 
 // When the answer must be ready. The way takes half of the time at most: a hiccup mustn't lock
@@ -371,10 +379,11 @@ absl::Time ClassifyPipeline::DueFor(absl::Time deadline, absl::Time now) const {
 }
 
 absl::Duration ClassifyPipeline::UntilDecoded(const Batcher::Request& request,
-                                              WorkPool::Size size) const {
+                                              std::optional<WorkPool::Size> size) const {
+  if (!size.has_value()) return absl::ZeroDuration();
   const Order order{.priority = request.priority, .deadline = request.deadline};
-  return decode_times_[static_cast<size_t>(size)].Mean() *
-         ((decode_pool_.Ahead(order, size) + request.pictures - 1) / decode_pool_.threads() + 1);
+  return decode_times_[static_cast<size_t>(*size)].Mean() *
+         ((decode_pool_.Ahead(order, *size) + request.pictures - 1) / decode_pool_.threads() + 1);
 }
 
 absl::Status ClassifyPipeline::CheckAtDoor(absl::Time deadline) {
@@ -385,8 +394,7 @@ absl::Status ClassifyPipeline::CheckAtDoor(absl::Time deadline) {
   if (!model.ok() || *model == nullptr) return absl::OkStatus();
   Batcher::Request& request = wish->pictures;
   request.deadline = DueFor(deadline, now);
-  request.until_ready =
-      UntilDecoded(request, wish->large ? WorkPool::Size::kLarge : WorkPool::Size::kUsual);
+  request.until_ready = UntilDecoded(request, wish->decode);
   absl::Status admitted = (*model)->batcher().Check(request);
   if (admitted.ok() || !door_.Refuse()) return absl::OkStatus();
   (*model)->statistics().AddFailure(absl::ZeroDuration());
@@ -427,7 +435,9 @@ void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, Work
   }
   const absl::Duration duration = clock_.Now() - started;
   call->metrics->ObserveStage(Stage::kDecode, duration);
-  decode_times_[static_cast<size_t>(size)].Observe(duration);
+  if (picture.kind == PictureView::Kind::kEncoded) {
+    decode_times_[static_cast<size_t>(size)].Observe(duration);
+  }
   if (!pixels.ok()) call->metrics->CountRejection(Rejection::kDecode, 1);
   Decoded(call, index, std::move(pixels), duration);
 }

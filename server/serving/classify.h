@@ -1,5 +1,5 @@
-// The way of a Classify request: admit → decode and preprocess (decode pool) → batch (the version's
-// batch thread) → rank.
+// The way of a Classify request: admit → decode and preprocess (decode pool; tensors are only
+// looked through, at once) → batch (the version's batch thread) → rank.
 //
 // Nothing is decoded for a request that can't be answered: the deadline, the version and room in
 // the queue come first, and deadline and caller are looked at again before each picture.
@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -116,7 +117,9 @@ class ClassifyPipeline {
   void Start(const std::shared_ptr<Call>& call);
   absl::Status AdmitPictures(const std::shared_ptr<Call>& call);
   absl::Time DueFor(absl::Time deadline, absl::Time now) const;
-  absl::Duration UntilDecoded(const Batcher::Request& request, WorkPool::Size size) const;
+  // `size` of the largest file; none: tensors only.
+  absl::Duration UntilDecoded(const Batcher::Request& request,
+                              std::optional<WorkPool::Size> size) const;
   void Decode(const std::shared_ptr<Call>& call, int index, WorkPool::Size size);
   void Decoded(const std::shared_ptr<Call>& call, int index,
                absl::StatusOr<std::vector<float>> pixels, absl::Duration duration);

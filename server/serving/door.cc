@@ -14,7 +14,7 @@ constexpr absl::Duration kMemory = absl::Minutes(1);
 bool Door::Wish::operator==(const Wish& other) const {
   const BatchQueue::Request& a = pictures;
   const BatchQueue::Request& b = other.pictures;
-  return model == other.model && version == other.version && large == other.large &&
+  return model == other.model && version == other.version && decode == other.decode &&
          a.pictures == b.pictures && a.height == b.height && a.width == b.width &&
          a.priority == b.priority;
 }

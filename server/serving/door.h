@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/serving/batch_queue.h"
+#include "server/serving/work_pool.h"
 
 namespace pyramid {
 
@@ -19,9 +20,9 @@ class Door {
  public:
   struct Wish {
     std::string model;
-    int64_t version = 0;           // as named, 0: none
-    BatchQueue::Request pictures;  // `deadline` and `until_ready` aren't looked at
-    bool large = false;            // files that take long to decode
+    int64_t version = 0;                   // as named, 0: none
+    BatchQueue::Request pictures;          // `deadline` and `until_ready` aren't looked at
+    std::optional<WorkPool::Size> decode;  // none: tensors
     bool operator==(const Wish& other) const;
   };
 

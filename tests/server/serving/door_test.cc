@@ -43,7 +43,7 @@ TEST_F(DoorTest, DeadlinesMayDiffer) {
 
 TEST_F(DoorTest, WhatDiffersKeepsItOpenForAMinute) {
   Door::Wish large = Wish("a");
-  large.large = true;
+  large.decode = WorkPool::Size::kLarge;
   Door::Wish two = Wish("a");
   two.pictures.pictures = 2;
   Door::Wish wide = Wish("a");
