@@ -1095,8 +1095,10 @@ absl::StatusOr<FusedOps> ChooseFusedOps(absl::string_view dtype) {
       kernels::ChooseCpuKernels(kernels::DetectCpu(), dtype, kernels::ForcedCpuKernels()));
   FusedOps ops{.forward = chosen};
 #if defined(__x86_64__)
-  // Hidden rows are kept for the backward pass as activations, so fp16 ones won't do.
-  if (chosen->hidden_bytes == 2) ops.forward = &kernels::kAmxF32MathKernels;
+  // Hidden rows are kept for the backward pass as activations, so fp16 ones won't do. Without tiles
+  // gradients are computed in f32.
+  if (chosen == &kernels::kAmxKernels) ops.forward = &kernels::kAmxF32MathKernels;
+  if (chosen == &kernels::kAvx512Bf16Kernels) ops.forward = &kernels::kAvx512Kernels;
 #endif
   ops.train = TrainKernelsFor(ops.forward->name);
   if (ops.train == nullptr) {

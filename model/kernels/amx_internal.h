@@ -12,7 +12,7 @@
 
 namespace pyramid::kernels::amx {
 
-// The functions of the two tables, by file.
+// The functions of the three tables, by file.
 size_t PackedLinearBytes(int n, int k);  // amx_linear.cc
 void PackLinear(const PackLinearParams& p);
 void LinearHiddenFp16(const LinearParams& p);
@@ -27,6 +27,8 @@ void DwconvGeluBf16(const DwconvGeluParams& p);
 size_t PackedKeysBytes(int keys, int d);  // amx_attention.cc
 void PackKeys(const PackKeysParams& p);
 void Attention(const AttentionParams& p);
+void AttentionByPairs(const AttentionParams& p);  // avx512bf16_attention.cc
+void LinearByPairs(const LinearParams& p);        // avx512bf16_linear.cc
 
 namespace {
 

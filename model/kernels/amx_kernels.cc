@@ -1,5 +1,6 @@
-// The tables of the two bf16 sets. They differ in what lies between the two linear layers of an
-// MLP: fp16 and its arithmetic, or bf16 and f32's.
+// The tables of the three bf16 sets. Two multiply on AMX tiles; they differ in what lies between
+// the two linear layers of an MLP: fp16 and its arithmetic, or bf16 and f32's. The third has no
+// tiles.
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -76,6 +77,25 @@ const CpuKernels kAmxF32MathKernels = {
     .from_float = FromFloat,
     .to_float = ToFloat,
     .prepare_thread = PrepareThread,
+};
+
+const CpuKernels kAvx512Bf16Kernels = {
+    .name = "avx512-bf16",
+    .activation_bytes = 2,
+    .hidden_bytes = 2,
+    .packed_linear_bytes = amx::PackedLinearBytes,
+    .pack_linear = amx::PackLinear,
+    .linear = amx::LinearByPairs,
+    .layer_norm = amx::LayerNorm,
+    .packed_dwconv_bytes = amx::PackedDwconvBf16Bytes,
+    .pack_dwconv = amx::PackDwconvBf16,
+    .dwconv_gelu = amx::DwconvGeluBf16,
+    .packed_keys_bytes = amx::PackedKeysBytes,
+    .pack_keys = amx::PackKeys,
+    .attention = amx::AttentionByPairs,
+    .from_float = FromFloat,
+    .to_float = ToFloat,
+    .prepare_thread = [] { return true; },
 };
 
 }  // namespace pyramid::kernels

@@ -28,16 +28,18 @@ struct Set {
 #if defined(__x86_64__)
 constexpr const CpuKernels* kAmx = &kAmxKernels;
 constexpr const CpuKernels* kAmxF32Math = &kAmxF32MathKernels;
+constexpr const CpuKernels* kAvx512Bf16 = &kAvx512Bf16Kernels;
 constexpr const CpuKernels* kAvx512 = &kAvx512Kernels;
 constexpr const CpuKernels* kAvx2 = &kAvx2Kernels;
 #else
 constexpr const CpuKernels* kAmx = nullptr;
 constexpr const CpuKernels* kAmxF32Math = nullptr;
+constexpr const CpuKernels* kAvx512Bf16 = nullptr;
 constexpr const CpuKernels* kAvx512 = nullptr;
 constexpr const CpuKernels* kAvx2 = nullptr;
 #endif
 
-constexpr std::array<Set, 5> kSets = {{
+constexpr std::array<Set, 6> kSets = {{
     {"amx",
      kAmx,
      true,
@@ -48,6 +50,11 @@ constexpr std::array<Set, 5> kSets = {{
      true,
      {&CpuFeatures::amx_bf16, &CpuFeatures::avx512},
      "AMX-BF16 and AVX512-BF16"},
+    {"avx512-bf16",
+     kAvx512Bf16,
+     true,
+     {&CpuFeatures::avx512_bf16, &CpuFeatures::avx512},
+     "AVX512-BF16 and VBMI"},
     {"avx512",
      kAvx512,
      false,
@@ -112,10 +119,10 @@ CpuFeatures DetectCpu() {
   features.avx512_fp16 = features.avx512 && Bit(d, 23);
   const bool tiles = Bit(d, 22) && Bit(d, 24) && saves(kTileStates);
   const bool vbmi = Bit(c, 1);
-  if (!features.avx512 || !tiles || leaves < 1) return features;
+  if (!features.avx512 || !vbmi || leaves < 1) return features;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return features;
-  const bool avx512_bf16 = Bit(a, 5);
-  features.amx_bf16 = avx512_bf16 && vbmi && AskForTiles();
+  features.avx512_bf16 = Bit(a, 5);
+  features.amx_bf16 = features.avx512_bf16 && tiles && AskForTiles();
 #endif
   return features;
 }

@@ -12,15 +12,16 @@
 namespace pyramid::kernels {
 
 struct CpuFeatures {
-  bool avx2 = false;      // with FMA
-  bool avx512 = false;    // F, BW, VL, DQ
-  bool amx_bf16 = false;  // with AVX512-BF16 and VBMI, granted by the system
+  bool avx2 = false;         // with FMA
+  bool avx512 = false;       // F, BW, VL, DQ
+  bool avx512_bf16 = false;  // with VBMI
+  bool amx_bf16 = false;     // with AVX512-BF16, granted by the system
   bool avx512_fp16 = false;
 };
 CpuFeatures DetectCpu();
 
-// Pure. `dtype`: "fp32" | "bf16". `forced`: "" or a set's name (PYRAMID_KERNELS). bf16 without AMX
-// is computed in f32 by the best f32 set: more exact, and `name` says so.
+// Pure. `dtype`: "fp32" | "bf16". `forced`: "" or a set's name (PYRAMID_KERNELS). bf16 without
+// AVX512-BF16 is computed in f32 by the best f32 set: more exact, and `name` says so.
 //   InvalidArgument     unknown dtype or name, or a forced bf16 set with dtype fp32
 //   FailedPrecondition  the forced set needs what this machine hasn't
 absl::StatusOr<const CpuKernels*> ChooseCpuKernels(const CpuFeatures& features,

@@ -29,9 +29,9 @@ namespace pyramid::kernels {
 inline constexpr int64_t kSlack = 8192;  // bytes
 
 struct CpuKernels {
-  const char* name;      // "amx" | "amx-f32math" | "avx512" | "avx2" | "portable"
+  const char* name;      // "amx" | "amx-f32math" | "avx512-bf16" | "avx512" | "avx2" | "portable"
   int activation_bytes;  // 4: f32, 2: bf16
-  int hidden_bytes;      // 4: f32, 2: fp16 ("amx") or bf16 ("amx-f32math")
+  int hidden_bytes;      // 4: f32, 2: fp16 ("amx") or bf16
 
   // 32 outputs, beginning at a multiple of 32, are packed as they would be without the others and
   // lie packed_linear_bytes(32, k) behind the 32 before them.
@@ -64,6 +64,7 @@ extern const CpuKernels kAvx2Kernels;        // f32
 extern const CpuKernels kAvx512Kernels;      // f32
 extern const CpuKernels kAmxKernels;         // bf16, hidden fp16 (AVX512-FP16)
 extern const CpuKernels kAmxF32MathKernels;  // bf16, hidden bf16, f32 arithmetic between GEMMs
+extern const CpuKernels kAvx512Bf16Kernels;  // the same without tiles (AVX512-BF16)
 
 }  // namespace pyramid::kernels
 

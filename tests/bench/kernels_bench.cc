@@ -31,7 +31,7 @@ constexpr double kTrialSeconds = 0.01;
 std::vector<const CpuKernels*> RunnableSets(int count, char** names) {
   std::vector<const CpuKernels*> sets;
   const CpuFeatures features = DetectCpu();
-  for (const char* name : {"portable", "avx2", "avx512", "amx-f32math", "amx"}) {
+  for (const char* name : {"portable", "avx2", "avx512", "avx512-bf16", "amx-f32math", "amx"}) {
     const bool named = std::any_of(names, names + count,
                                    [&](const char* each) { return std::strcmp(each, name) == 0; });
     if (count > 0 && !named) continue;

@@ -64,9 +64,8 @@ std::vector<float> Answer(const PackedNetwork& network, int batch, int height, i
 // What this machine can run.
 std::vector<const CpuKernels*> Sets() {
   std::vector<const CpuKernels*> sets;
-  for (const char* name : {"portable", "avx2", "avx512", "amx", "amx-f32math"}) {
-    const bool bf16 = absl::string_view(name).substr(0, 3) == "amx";
-    const auto set = kernels::ChooseCpuKernels(kernels::DetectCpu(), bf16 ? "bf16" : "fp32", name);
+  for (const kernels::CpuKernelSet& one : kernels::ListCpuKernels(kernels::DetectCpu())) {
+    const auto set = kernels::ChooseCpuKernels(kernels::DetectCpu(), one.dtypes.front(), one.name);
     if (set.ok()) sets.push_back(*set);
   }
   return sets;

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_replace.h"
 #include "model/kernels/cpu_kernels.h"
 #include "model/kernels/kernel_table.h"
 #include "tests/model/kernels/case_table.h"
@@ -107,14 +108,15 @@ class Halves {
 
 struct Set {
   const CpuKernels* kernels;
-  bool CpuFeatures::*needs;
+  bool CpuFeatures::*needs[2];
 };
 
 class AmxKernelsTest : public ::testing::TestWithParam<Set> {
  protected:
   void SetUp() override {
     const CpuFeatures features = DetectCpu();
-    if (!features.amx_bf16 || !(features.*GetParam().needs)) {
+    if (!features.avx512_bf16 || !(features.*GetParam().needs[0]) ||
+        !(features.*GetParam().needs[1])) {
       GTEST_SKIP() << "this machine hasn't " << kernels().name;
     }
     ASSERT_TRUE(kernels().prepare_thread());
@@ -122,13 +124,14 @@ class AmxKernelsTest : public ::testing::TestWithParam<Set> {
   const CpuKernels& kernels() const { return *GetParam().kernels; }
   bool fp16() const { return &kernels() == &kAmxKernels; }
 };
-INSTANTIATE_TEST_SUITE_P(Sets, AmxKernelsTest,
-                         ::testing::Values(Set{&kAmxKernels, &CpuFeatures::avx512_fp16},
-                                           Set{&kAmxF32MathKernels, &CpuFeatures::avx512}),
-                         [](const auto& set) {
-                           return std::string(set.param.kernels == &kAmxKernels ? "amx"
-                                                                                : "amx_f32math");
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Sets, AmxKernelsTest,
+    ::testing::Values(Set{&kAmxKernels, {&CpuFeatures::amx_bf16, &CpuFeatures::avx512_fp16}},
+                      Set{&kAmxF32MathKernels, {&CpuFeatures::amx_bf16, &CpuFeatures::avx512}},
+                      Set{&kAvx512Bf16Kernels, {&CpuFeatures::avx512_bf16, &CpuFeatures::avx512}}),
+    [](const auto& set) {
+      return absl::StrReplaceAll(set.param.kernels->name, {{"-", "_"}});
+    });
 
 // Ours is at most twice as wrong as the plain computation, or as wrong as rounding.
 void ExpectTwiceThePlainError(const ErrorOf& ours, const ErrorOf& plain) {

@@ -22,8 +22,11 @@ using ::testing::HasSubstr;
 constexpr CpuFeatures kNothing = {};
 constexpr CpuFeatures kHaswell = {.avx2 = true};
 constexpr CpuFeatures kSkylake = {.avx2 = true, .avx512 = true};
-constexpr CpuFeatures kNoFp16 = {.avx2 = true, .avx512 = true, .amx_bf16 = true};
-constexpr CpuFeatures kAll = {.avx2 = true, .avx512 = true, .amx_bf16 = true, .avx512_fp16 = true};
+constexpr CpuFeatures kZen4 = {.avx2 = true, .avx512 = true, .avx512_bf16 = true};
+constexpr CpuFeatures kNoFp16 = {
+    .avx2 = true, .avx512 = true, .avx512_bf16 = true, .amx_bf16 = true};
+constexpr CpuFeatures kAll = {
+    .avx2 = true, .avx512 = true, .avx512_bf16 = true, .amx_bf16 = true, .avx512_fp16 = true};
 
 struct Choice {
   CpuFeatures features;
@@ -37,6 +40,7 @@ TEST(CpuKernelsTest, TheBestSetThatRunsIsChosen) {
       {kNothing, "fp32", "", "portable"}, {kNothing, "bf16", "", "portable"},
       {kHaswell, "fp32", "", "avx2"},     {kHaswell, "bf16", "", "avx2"},
       {kSkylake, "fp32", "", "avx512"},   {kSkylake, "bf16", "", "avx512"},
+      {kZen4, "fp32", "", "avx512"},      {kZen4, "bf16", "", "avx512-bf16"},
       {kNoFp16, "fp32", "", "avx512"},    {kNoFp16, "bf16", "", "amx-f32math"},
       {kAll, "fp32", "", "avx512"},       {kAll, "bf16", "", "amx"},
   };
@@ -51,6 +55,7 @@ TEST(CpuKernelsTest, AnySetCanBeForced) {
   const std::vector<Choice> table = {
       {kAll, "bf16", "amx", "amx"},
       {kAll, "bf16", "amx-f32math", "amx-f32math"},
+      {kAll, "bf16", "avx512-bf16", "avx512-bf16"},
       {kAll, "fp32", "avx512", "avx512"},
       {kAll, "bf16", "avx512", "avx512"},
       {kAll, "fp32", "avx2", "avx2"},
@@ -72,14 +77,14 @@ TEST(CpuKernelsTest, EachTableHasItsOwnName) {
   EXPECT_STREQ(kAvx512Kernels.name, "avx512");
   EXPECT_STREQ(kAmxKernels.name, "amx");
   EXPECT_STREQ(kAmxF32MathKernels.name, "amx-f32math");
+  EXPECT_STREQ(kAvx512Bf16Kernels.name, "avx512-bf16");
 }
 
 TEST(CpuKernelsTest, AForcedSetThatTheMachineCannotRunIsRefusedByName) {
   const std::vector<Choice> table = {
-      {kNoFp16, "bf16", "amx", "AVX512-FP16"},
-      {kSkylake, "bf16", "amx-f32math", "AMX-BF16"},
-      {kHaswell, "fp32", "avx512", "AVX-512"},
-      {kNothing, "fp32", "avx2", "AVX2"},
+      {kNoFp16, "bf16", "amx", "AVX512-FP16"},    {kSkylake, "bf16", "amx-f32math", "AMX-BF16"},
+      {kZen4, "bf16", "amx-f32math", "AMX-BF16"}, {kSkylake, "bf16", "avx512-bf16", "AVX512-BF16"},
+      {kHaswell, "fp32", "avx512", "AVX-512"},    {kNothing, "fp32", "avx2", "AVX2"},
   };
   for (const Choice& row : table) {
     const absl::Status status = ChooseCpuKernels(row.features, row.dtype, row.forced).status();
@@ -97,8 +102,11 @@ TEST(CpuKernelsTest, TheListTellsWhatRunsAndWhatTheOthersNeed) {
     }
     return names;
   };
-  EXPECT_THAT(running(kAll), ElementsAre("amx", "amx-f32math", "avx512", "avx2", "portable"));
-  EXPECT_THAT(running(kNoFp16), ElementsAre("amx-f32math", "avx512", "avx2", "portable"));
+  EXPECT_THAT(running(kAll),
+              ElementsAre("amx", "amx-f32math", "avx512-bf16", "avx512", "avx2", "portable"));
+  EXPECT_THAT(running(kNoFp16),
+              ElementsAre("amx-f32math", "avx512-bf16", "avx512", "avx2", "portable"));
+  EXPECT_THAT(running(kZen4), ElementsAre("avx512-bf16", "avx512", "avx2", "portable"));
   EXPECT_THAT(running(kHaswell), ElementsAre("avx2", "portable"));
   EXPECT_THAT(running(kNothing), ElementsAre("portable"));
 
@@ -106,13 +114,13 @@ TEST(CpuKernelsTest, TheListTellsWhatRunsAndWhatTheOthersNeed) {
   EXPECT_EQ(all[0].name, "amx");
   EXPECT_THAT(all[0].dtypes, ElementsAre("bf16"));
   EXPECT_THAT(all[0].needs, HasSubstr("AVX512-FP16"));
-  EXPECT_THAT(all[3].dtypes, ElementsAre("fp32", "bf16"));
-  EXPECT_EQ(all[3].needs, "AVX2 and FMA");
-  EXPECT_EQ(all[4].needs, "");
+  EXPECT_THAT(all[4].dtypes, ElementsAre("fp32", "bf16"));
+  EXPECT_EQ(all[4].needs, "AVX2 and FMA");
+  EXPECT_EQ(all[5].needs, "");
 }
 
 TEST(CpuKernelsTest, AForcedBf16SetDoesNotServeFp32) {
-  for (const std::string forced : {"amx", "amx-f32math"}) {
+  for (const std::string forced : {"amx", "amx-f32math", "avx512-bf16"}) {
     const absl::Status status = ChooseCpuKernels(kAll, "fp32", forced).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), HasSubstr(forced));
@@ -145,7 +153,8 @@ TEST(CpuKernelsTest, TheEnvironmentForces) {
 TEST(CpuKernelsTest, UnknownNamesAreRefusedWithTheKnownOnes) {
   const absl::Status name = ChooseCpuKernels(kAll, "fp32", "avx1024").status();
   EXPECT_EQ(name.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(name.message()), HasSubstr("amx, amx-f32math, avx512, avx2, portable"));
+  EXPECT_THAT(std::string(name.message()),
+              HasSubstr("amx, amx-f32math, avx512-bf16, avx512, avx2, portable"));
 
   const absl::Status dtype = ChooseCpuKernels(kAll, "fp16", "").status();
   EXPECT_EQ(dtype.code(), absl::StatusCode::kInvalidArgument);

@@ -1,0 +1,131 @@
+// Linear layers of bf16 on AVX512-BF16's dot products of pairs, for machines without AMX tiles. The
+// weights are packed for tiles (bf16_outputs.h): a row of a tile is one vector, 16 outputs' pairs.
+//
+// An output is the same sum in the same order whatever block its row is in.
+#include "model/kernels/bf16_outputs.h"
+
+namespace pyramid::kernels::amx {
+namespace {
+
+constexpr int kBlockRows = 12;  // times two vectors: 24 of the 32 registers are sums
+// Rows that stay in the second-level cache while all panels pass over them.
+constexpr int64_t kChunkBytes = 512 << 10;
+
+inline __m512 AddProducts(__m512 sum, uint32_t pair, __m512i weights) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)),
+                          (__m512bh)weights);
+}
+
+inline uint32_t PairAt(const uint16_t* at) {
+  uint32_t pair = 0;
+  __builtin_memcpy(&pair, at, sizeof pair);
+  return pair;
+}
+
+// kRows rows times a panel, [kRows, 32] sums, the bias among them. Nothing behind the last row's k
+// numbers is read.
+template <int kRows>
+void Sums(const uint16_t* a, int64_t lda, const uint16_t* panel, int k, const float* bias,
+          float* sums) {
+  __m512 sum[kRows][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    sum[r][0] = _mm512_loadu_ps(bias);
+    sum[r][1] = _mm512_loadu_ps(bias + kTile);
+  }
+  // Rows are reached as group + {0, 1, 2} lda: one pointer a row is more than x86 has registers.
+  constexpr int kGroups = (kRows + 2) / 3;
+  const uint16_t* group[kGroups];
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; ++g) group[g] = a + 3 * g * lda;
+  for (int first = 0; first < k; first += kBlock) {
+    const int pairs = k - first < kBlock ? (k - first) / 2 : kTile;
+    for (int i = 0; i < pairs; ++i) {
+      const __m512i left = _mm512_loadu_si512(panel + i * kBlock);
+      const __m512i right = _mm512_loadu_si512(panel + kTileElements + i * kBlock);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const uint32_t x = PairAt(group[r / 3] + first + 2 * i + (r % 3) * lda);
+        sum[r][0] = AddProducts(sum[r][0], x, left);
+        sum[r][1] = AddProducts(sum[r][1], x, right);
+      }
+    }
+    panel += kStepElements;
+  }
+  if (k % 2 != 0) {
+    const uint16_t* last = panel - kStepElements + k % kBlock / 2 * kBlock;
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t x = a[r * lda + k - 1];
+      sum[r][0] = AddProducts(sum[r][0], x, _mm512_loadu_si512(last));
+      sum[r][1] = AddProducts(sum[r][1], x, _mm512_loadu_si512(last + kTileElements));
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_store_ps(sums + r * kBlock, sum[r][0]);
+    _mm512_store_ps(sums + r * kBlock + kTile, sum[r][1]);
+  }
+}
+
+using SumsFunction = void (*)(const uint16_t*, int64_t, const uint16_t*, int, const float*, float*);
+constexpr SumsFunction kSums[kBlockRows + 1] = {nullptr,  Sums<1>,  Sums<2>, Sums<3>, Sums<4>,
+                                                Sums<5>,  Sums<6>,  Sums<7>, Sums<8>, Sums<9>,
+                                                Sums<10>, Sums<11>, Sums<12>};
+
+// Rows [first, behind) times a panel, in blocks of as equal heights as can be.
+template <typename Finisher>
+void Rows(const LinearParams& p, int64_t first, int64_t behind, int64_t panel) {
+  alignas(64) float sums[kBlockRows * kBlock];
+  const int64_t count = behind - first, blocks = (count + kBlockRows - 1) / kBlockRows;
+  const int64_t columns = Least(p.n - panel * kBlock, kBlock);
+  const __mmask32 mask = columns == kBlock ? ~__mmask32{0} : (__mmask32{1} << columns) - 1;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t row = first + count * b / blocks;
+    const int rows = static_cast<int>(first + count * (b + 1) / blocks - row);
+    kSums[rows](static_cast<const uint16_t*>(p.a) + row * p.lda, p.lda, PanelOf(p, panel), p.k,
+                p.bias + panel * kBlock, sums);
+    const int64_t at = row * p.ldo + panel * kBlock;
+    char* out = static_cast<char*>(p.out) + at * Finisher::kBytes;
+    const uint16_t* residual =
+        Finisher::kReads ? static_cast<const uint16_t*>(p.residual) + at : nullptr;
+    for (int r = 0; r < rows; ++r) {
+      if (columns == kBlock) {
+        Finisher::template Row<true>(sums + r * kBlock, residual, out, mask);
+      } else {
+        Finisher::template Row<false>(sums + r * kBlock, residual, out, mask);
+      }
+      out += p.ldo * Finisher::kBytes;
+      if (Finisher::kReads) residual += p.ldo;
+    }
+  }
+}
+
+template <Kind kKind, bool kRelu, bool kResidual>
+void Run(const LinearParams& p) {
+  const int64_t chunks = (p.m * p.k * int64_t{sizeof(uint16_t)} + kChunkBytes - 1) / kChunkBytes;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t panel = 0; panel < Panels(p.n); ++panel) {
+      Rows<Finish<kKind, kRelu, kResidual>>(p, p.m * chunk / chunks, p.m * (chunk + 1) / chunks,
+                                            panel);
+    }
+  }
+}
+
+template <Kind kKind>
+void Run(const LinearParams& p) {
+  if (p.residual == nullptr) {
+    p.relu ? Run<kKind, true, false>(p) : Run<kKind, false, false>(p);
+  } else {
+    p.relu ? Run<kKind, true, true>(p) : Run<kKind, false, true>(p);
+  }
+}
+
+}  // namespace
+
+void LinearByPairs(const LinearParams& p) {
+  if (p.m <= 0) return;
+  p.output == Output::kFloat ? Run<Kind::kFloat>(p) : Run<Kind::kBf16>(p);
+}
+
+}  // namespace pyramid::kernels::amx
