@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`pyramid bench serve` for a server that speaks plain HTTP: the same loads and figures, as far as tests/bench/compare_serving needs them.
 
-  http_load.py PORT PATH BODY_FILE (--rate R | --closed N) [--seconds S] [--warm-up S] [--deadline MS] [--within MS …]
+  http_load.py PORT PATH BODY_FILE [--form PART] (--rate R | --closed N) [--seconds S] [--warm-up S] [--deadline MS] [--within MS …]
 
 One thread, HTTP/1.1 with kept connections. After its deadline a request's connection is closed.
 """
@@ -19,6 +19,7 @@ async def main():
     parser.add_argument("port", type=int)
     parser.add_argument("path")
     parser.add_argument("body")
+    parser.add_argument("--form", help="send the body as a file in this part of a form")
     parser.add_argument("--rate", type=float, default=0)
     parser.add_argument("--closed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10)
@@ -28,7 +29,11 @@ async def main():
     args = parser.parse_args()
     with open(args.body, "rb") as file:
         body = file.read()
-    request = f"POST {args.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    kind = "application/octet-stream"
+    if args.form:
+        head = f'--part\r\nContent-Disposition: form-data; name="{args.form}"; filename="x"\r\nContent-Type: {kind}\r\n\r\n'
+        body, kind = head.encode() + body + b"\r\n--part--\r\n", "multipart/form-data; boundary=part"
+    request = f"POST {args.path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     loop = asyncio.get_running_loop()
     start = loop.time() + 0.05
     counted, end = start + args.warm_up, start + args.warm_up + args.seconds
