@@ -40,7 +40,7 @@ TEST(LoadingTest, WorkBesideServingHasAThreadALimitAndPatience) {
   EXPECT_NE(worker, caller);
   EXPECT_EQ(limit, 2);
   EXPECT_EQ(others_limit, 64);
-  EXPECT_EQ(worker_nice, std::max(10, nice));
+  EXPECT_EQ(worker_nice, std::max(15, nice));
   EXPECT_EQ(NiceOfThisThread(), nice);
   EXPECT_EQ(ThreadLimit::Of(64), 64);
 }
