@@ -6,7 +6,8 @@
 import argparse
 import json
 
-COLORS = {"pyramid": "#0b6e4f", "triton": "#c05621", "triton tuned": "#dd8a2f", "fastapi": "#3b5bdb"}
+COLORS = {"pyramid": "#0b6e4f", "triton": "#c05621", "triton tuned": "#dd8a2f", "torchserve": "#9c36b5", "bentoml": "#868e96",
+          "bentoml 250": "#495057", "fastapi": "#3b5bdb"}
 LEFT, TOP, WIDTH, HEIGHT = 70, 50, 520, 300
 
 
