@@ -39,6 +39,30 @@ bool PrepareThread() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
+// Hidden rows are bf16; the sets differ in how they multiply.
+constexpr CpuKernels WithF32Math(const char* name, void (*linear)(const LinearParams&),
+                                 void (*attention)(const AttentionParams&),
+                                 bool (*prepare_thread)()) {
+  return {
+      .name = name,
+      .activation_bytes = 2,
+      .hidden_bytes = 2,
+      .packed_linear_bytes = amx::PackedLinearBytes,
+      .pack_linear = amx::PackLinear,
+      .linear = linear,
+      .layer_norm = amx::LayerNorm,
+      .packed_dwconv_bytes = amx::PackedDwconvBf16Bytes,
+      .pack_dwconv = amx::PackDwconvBf16,
+      .dwconv_gelu = amx::DwconvGeluBf16,
+      .packed_keys_bytes = amx::PackedKeysBytes,
+      .pack_keys = amx::PackKeys,
+      .attention = attention,
+      .from_float = FromFloat,
+      .to_float = ToFloat,
+      .prepare_thread = prepare_thread,
+  };
+}
+
 }  // namespace
 
 const CpuKernels kAmxKernels = {
@@ -60,42 +84,9 @@ const CpuKernels kAmxKernels = {
     .prepare_thread = PrepareThread,
 };
 
-const CpuKernels kAmxF32MathKernels = {
-    .name = "amx-f32math",
-    .activation_bytes = 2,
-    .hidden_bytes = 2,
-    .packed_linear_bytes = amx::PackedLinearBytes,
-    .pack_linear = amx::PackLinear,
-    .linear = amx::LinearHiddenBf16,
-    .layer_norm = amx::LayerNorm,
-    .packed_dwconv_bytes = amx::PackedDwconvBf16Bytes,
-    .pack_dwconv = amx::PackDwconvBf16,
-    .dwconv_gelu = amx::DwconvGeluBf16,
-    .packed_keys_bytes = amx::PackedKeysBytes,
-    .pack_keys = amx::PackKeys,
-    .attention = amx::Attention,
-    .from_float = FromFloat,
-    .to_float = ToFloat,
-    .prepare_thread = PrepareThread,
-};
-
-const CpuKernels kAvx512Bf16Kernels = {
-    .name = "avx512-bf16",
-    .activation_bytes = 2,
-    .hidden_bytes = 2,
-    .packed_linear_bytes = amx::PackedLinearBytes,
-    .pack_linear = amx::PackLinear,
-    .linear = amx::LinearByPairs,
-    .layer_norm = amx::LayerNorm,
-    .packed_dwconv_bytes = amx::PackedDwconvBf16Bytes,
-    .pack_dwconv = amx::PackDwconvBf16,
-    .dwconv_gelu = amx::DwconvGeluBf16,
-    .packed_keys_bytes = amx::PackedKeysBytes,
-    .pack_keys = amx::PackKeys,
-    .attention = amx::AttentionByPairs,
-    .from_float = FromFloat,
-    .to_float = ToFloat,
-    .prepare_thread = [] { return true; },
-};
+const CpuKernels kAmxF32MathKernels =
+    WithF32Math("amx-f32math", amx::LinearHiddenBf16, amx::Attention, PrepareThread);
+const CpuKernels kAvx512Bf16Kernels =
+    WithF32Math("avx512-bf16", amx::LinearByPairs, amx::AttentionByPairs, [] { return true; });
 
 }  // namespace pyramid::kernels
