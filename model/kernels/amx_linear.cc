@@ -316,9 +316,8 @@ void Deep(const LinearParams p) {
   FinishAll<Finisher>(p, pending);
 }
 
-template <Kind kKind, bool kRelu, bool kResidual>
+template <typename Finisher>
 void Run(const LinearParams& p) {
-  using Finisher = Finish<kKind, kRelu, kResidual>;
   UseTiles(kConfigs.of[Least(p.m, kTile)]);
   if (Steps(p.k) == 1) {
     Shallow<Finisher, true>(p);
@@ -329,27 +328,19 @@ void Run(const LinearParams& p) {
   }
 }
 
-template <Kind kKind>
-void Run(const LinearParams& p) {
-  if (p.residual == nullptr) {
-    p.relu ? Run<kKind, true, false>(p) : Run<kKind, false, false>(p);
-  } else {
-    p.relu ? Run<kKind, true, true>(p) : Run<kKind, false, true>(p);
-  }
-}
-
 void Run(const LinearParams& p, Kind hidden) {
   if (p.m <= 0) return;
   const Kind kind = p.output == Output::kFloat    ? Kind::kFloat
                     : p.output == Output::kHidden ? hidden
                                                   : Kind::kBf16;
+  const auto run = [&p](auto finisher) { Run<decltype(finisher)>(p); };
   switch (kind) {
     case Kind::kBf16:
-      return Run<Kind::kBf16>(p);
+      return WithFinish<Kind::kBf16>(p, run);
     case Kind::kFp16:
-      return Run<Kind::kFp16>(p);
+      return WithFinish<Kind::kFp16>(p, run);
     case Kind::kFloat:
-      return Run<Kind::kFloat>(p);
+      return WithFinish<Kind::kFloat>(p, run);
   }
 }
 

@@ -101,23 +101,13 @@ void Rows(const LinearParams& p, int64_t first, int64_t behind, int64_t panel) {
   }
 }
 
-template <Kind kKind, bool kRelu, bool kResidual>
+template <typename Finisher>
 void Run(const LinearParams& p) {
   const int64_t chunks = (p.m * p.k * int64_t{sizeof(uint16_t)} + kChunkBytes - 1) / kChunkBytes;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     for (int64_t panel = 0; panel < Panels(p.n); ++panel) {
-      Rows<Finish<kKind, kRelu, kResidual>>(p, p.m * chunk / chunks, p.m * (chunk + 1) / chunks,
-                                            panel);
+      Rows<Finisher>(p, p.m * chunk / chunks, p.m * (chunk + 1) / chunks, panel);
     }
-  }
-}
-
-template <Kind kKind>
-void Run(const LinearParams& p) {
-  if (p.residual == nullptr) {
-    p.relu ? Run<kKind, true, false>(p) : Run<kKind, false, false>(p);
-  } else {
-    p.relu ? Run<kKind, true, true>(p) : Run<kKind, false, true>(p);
   }
 }
 
@@ -125,7 +115,8 @@ void Run(const LinearParams& p) {
 
 void LinearByPairs(const LinearParams& p) {
   if (p.m <= 0) return;
-  p.output == Output::kFloat ? Run<Kind::kFloat>(p) : Run<Kind::kBf16>(p);
+  const auto run = [&p](auto finisher) { Run<decltype(finisher)>(p); };
+  p.output == Output::kFloat ? WithFinish<Kind::kFloat>(p, run) : WithFinish<Kind::kBf16>(p, run);
 }
 
 }  // namespace pyramid::kernels::amx

@@ -75,6 +75,16 @@ struct Finish {
   }
 };
 
+// run(the Finish that `p` asks for).
+template <Kind kKind, typename Function>
+[[maybe_unused]] void WithFinish(const LinearParams& p, const Function& run) {
+  if (p.residual == nullptr) {
+    p.relu ? run(Finish<kKind, true, false>()) : run(Finish<kKind, false, false>());
+  } else {
+    p.relu ? run(Finish<kKind, true, true>()) : run(Finish<kKind, false, true>());
+  }
+}
+
 }  // namespace
 }  // namespace pyramid::kernels::amx
 
