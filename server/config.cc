@@ -67,6 +67,7 @@ void VisitConfig(ServerConfig& c, Visitor&& visit) {
   visit("connections", "max_age", c.connections.max_age);
   visit("connections", "max_age_grace", c.connections.max_age_grace);
   visit("connections", "memory_bytes", c.connections.memory_bytes);
+  visit("connections", "bdp_probe", c.connections.bdp_probe);
   visit("training", "cpu_workers", c.training.cpu_workers);
   visit("training", "cuda_devices", c.training.cuda_devices);
   visit("training", "npu_devices", c.training.npu_devices);

@@ -102,6 +102,8 @@ struct ServerConfig {
                                                     // never
     absl::Duration max_age_grace = absl::Seconds(60);  // for calls in progress then
     int64_t memory_bytes = 1 << 30;                    // of what all connections receive and send
+    bool bdp_probe = false;  // windows grow with the connection; else 64 kB, and a larger message
+                             // is asked for once its call is let in
   } connections;
 };
 

@@ -240,6 +240,7 @@ void SetConnections(const ServerConfig::Connections& connections, grpc::ServerBu
     set(GRPC_ARG_MAX_CONNECTION_AGE_MS, connections.max_age);
     set(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, connections.max_age_grace);
   }
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, connections.bdp_probe ? 1 : 0);
   builder.SetResourceQuota(
       grpc::ResourceQuota("server").Resize(static_cast<size_t>(connections.memory_bytes)));
 }
@@ -288,6 +289,7 @@ struct Server::Parts {
   std::string metrics_address;
 
   absl::Status Guard();
+  absl::Status Listen();
   absl::Status ListenGrpc();
   absl::Status ListenHttp();
   absl::Status ListenMetrics();
@@ -328,6 +330,15 @@ absl::Status Server::Parts::Guard() {
   guard = std::make_unique<HttpGuard>(HttpGuard::Options{.every_call = config.access_log}, text,
                                       *access);
   return absl::OkStatus();
+}
+
+// Threads of ports read and send; a job's workers, which come from this process too, don't.
+absl::Status Server::Parts::Listen() {
+  const TurnTaking ports;
+  RETURN_IF_ERROR(ListenGrpc());
+  RETURN_IF_ERROR(ListenHttp());
+  RETURN_IF_ERROR(ListenMetrics());
+  return Announce();
 }
 
 absl::Status Server::Parts::ListenGrpc() {
@@ -469,13 +480,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
       p.metrics);
   p.worker = std::make_unique<WorkerService>(*p.manager, p.metrics, p.access.get());
 
-  // Ports. Their threads read and send; a job's workers, which come from this process too, don't.
-  SetSlice(absl::Microseconds(500));
-  RETURN_IF_ERROR(p.ListenGrpc());
-  RETURN_IF_ERROR(p.ListenHttp());
-  RETURN_IF_ERROR(p.ListenMetrics());
-  RETURN_IF_ERROR(p.Announce());
-  SetSlice(absl::ZeroDuration());
+  RETURN_IF_ERROR(p.Listen());
   p.manager->Start();
   p.ready = true;
   log::Info("serving", {{"grpc", p.grpc_address},

@@ -10,6 +10,9 @@
 namespace pyramid {
 namespace {
 
+constexpr uint32_t kOther = 0;  // SCHED_OTHER
+constexpr uint32_t kBatch = 3;  // SCHED_BATCH
+
 // As sched_setattr(2) has it; <linux/sched/types.h> and <sched.h> can't be included together.
 struct SchedulingAttributes {
   uint32_t size = sizeof(SchedulingAttributes);
@@ -22,21 +25,28 @@ struct SchedulingAttributes {
   uint64_t period = 0;
 };
 
-}  // namespace
-
-void SetSlice(absl::Duration slice) {
+// Of an ordinary thread; zero: the kernel's slice, 1 to 3 ms.
+void Set(uint32_t policy, absl::Duration slice) {
   SchedulingAttributes attributes;
   if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return;
+  if (attributes.policy != kOther && attributes.policy != kBatch) return;  // somebody's choice
+  attributes.policy = policy;
   attributes.runtime = static_cast<uint64_t>(absl::ToInt64Nanoseconds(slice));
   syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
+
+}  // namespace
 
 void StandBack(int nice, absl::Duration slice) {
   const auto thread = static_cast<id_t>(syscall(SYS_gettid));  // Linux has a nice value a thread
   errno = 0;
   const int before = getpriority(PRIO_PROCESS, thread);
   if (nice > 0 && errno == 0) setpriority(PRIO_PROCESS, thread, before + nice);
-  SetSlice(slice);
+  Set(kOther, slice);
 }
+
+TurnTaking::TurnTaking() { Set(kBatch, absl::Microseconds(500)); }
+
+TurnTaking::~TurnTaking() { Set(kOther, absl::ZeroDuration()); }
 
 }  // namespace pyramid

@@ -37,6 +37,7 @@ TEST(ServerConfigTest, ShippedFileStatesTheDefaults) {
   EXPECT_EQ(config.connections.keepalive_time, defaults.connections.keepalive_time);
   EXPECT_EQ(config.connections.max_age, defaults.connections.max_age);
   EXPECT_EQ(config.connections.memory_bytes, defaults.connections.memory_bytes);
+  EXPECT_EQ(config.connections.bdp_probe, defaults.connections.bdp_probe);
   EXPECT_EQ(config.serving.max_delay, defaults.serving.max_delay);
   EXPECT_EQ(config.serving.max_queue, defaults.serving.max_queue);
   EXPECT_EQ(config.serving.instances, defaults.serving.instances);
@@ -67,12 +68,12 @@ TEST(ServerConfigTest, ReadsSectionsAndDurations) {
 TEST(ServerConfigTest, SecurityAndConnectionsHaveSectionsOfTheirOwn) {
   ASSERT_OK_AND_ASSIGN(
       const ServerConfig config,
-      ParseServerConfig(
-          "drain_delay: 500ms\nmetrics_host: 10.0.0.1\naccess_log: true\n"
-          "security:\n  keys: k.yaml\n  tls_cert: c.pem\n  tls_key: c.key\n"
-          "  tls_client_ca: ca.pem\n  allow_insecure: true\n"
-          "connections: {min_ping_interval: 30s, max_age: 1h, memory_bytes: 536870912}"
-          "\n"));
+      ParseServerConfig("drain_delay: 500ms\nmetrics_host: 10.0.0.1\naccess_log: true\n"
+                        "security:\n  keys: k.yaml\n  tls_cert: c.pem\n  tls_key: c.key\n"
+                        "  tls_client_ca: ca.pem\n  allow_insecure: true\n"
+                        "connections: {min_ping_interval: 30s, max_age: 1h, memory_bytes: "
+                        "536870912, bdp_probe: true}"
+                        "\n"));
   EXPECT_EQ(config.drain_delay, absl::Milliseconds(500));
   EXPECT_EQ(config.metrics_host, "10.0.0.1");
   EXPECT_TRUE(config.access_log);
@@ -82,6 +83,7 @@ TEST(ServerConfigTest, SecurityAndConnectionsHaveSectionsOfTheirOwn) {
   EXPECT_EQ(config.connections.min_ping_interval, absl::Seconds(30));
   EXPECT_EQ(config.connections.max_age, absl::Hours(1));
   EXPECT_EQ(config.connections.memory_bytes, 1 << 29);
+  EXPECT_TRUE(config.connections.bdp_probe);
 }
 
 TEST(ServerConfigTest, FilesOfTlsBelongTogether) {
