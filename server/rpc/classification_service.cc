@@ -1,13 +1,20 @@
 #include "server/rpc/classification_service.h"
 
+#include <array>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "proto/base/status.h"
 #include "server/rpc/handle.h"
 #include "server/security/grpc_credentials.h"
 
 namespace pyramid {
 namespace {
+
+// pictures, tensor, values.
+constexpr std::array<int, 3> kTensorValues = {3, 2, 4};
 
 const char* ServiceName() { return v1::ClassificationService::service_full_name(); }
 
@@ -15,22 +22,32 @@ class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyRes
  public:
   ClassifyCall(grpc::GenericCallbackServerContext& context, ClassifyPipeline& pipeline,
                Metrics& metrics, const RateGate* rates)
-      : LargeCall(context, metrics, ServiceName(), "Classify"),
+      : LargeCall(context, metrics, ServiceName(), "Classify", kTensorValues),
         pipeline_(pipeline),
         rates_(rates) {}
 
  private:
-  absl::Status CheckAtDoor() override { return pipeline_.CheckAtDoor(DeadlineOf(context())); }
+  absl::Status CheckAtDoor() override {
+    ASSIGN_OR_RETURN(pass_, pipeline_.EnterDoor(DeadlineOf(context())));
+    return absl::OkStatus();
+  }
 
   void Run() override {
+    pass_.reset();
     AddRequestId(request().request_id(), context());
     if (rates_ != nullptr) {
       const absl::Status passed =
           rates_->Pass(CredentialsOf(context()), request().model(), request().pictures_size());
       if (!passed.ok()) return Answer(passed);
     }
+    std::vector<PictureView> pictures = ViewsOf(request());
+    for (LargeField& values : large()) {
+      PictureView& picture = pictures[static_cast<size_t>(values.index)];
+      // Of a picture that isn't a tensor in the end, they don't count.
+      if (picture.kind == PictureView::Kind::kFloats) picture.bytes = std::move(values.bytes);
+    }
     pipeline_.Classify(
-        request(), DeadlineOf(context()), cancelled(),
+        request(), std::move(pictures), DeadlineOf(context()), cancelled(),
         [this](absl::StatusOr<v1::ClassifyResponse> result) { Answer(std::move(result)); });
   }
 
@@ -38,6 +55,7 @@ class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyRes
 
   ClassifyPipeline& pipeline_;
   const RateGate* const rates_;
+  std::optional<Door::Pass> pass_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -116,10 +117,11 @@ bool HasContents(const InferInput& input) {
          0;
 }
 
-// Null: typed contents.
-absl::StatusOr<const std::string*> RawOf(const inference::ModelInferRequest& request,
-                                         const InferInput& input) {
-  if (request.raw_input_contents_size() == 0) return nullptr;
+// Nothing: typed contents.
+absl::StatusOr<std::optional<Pieces>> RawOf(const inference::ModelInferRequest& request,
+                                            const std::vector<LargeField>& large,
+                                            const InferInput& input) {
+  if (request.raw_input_contents_size() == 0) return std::nullopt;
   if (HasContents(input)) {
     return absl::InvalidArgumentError(
         "raw_input_contents and the contents of input image are both there; send one of them");
@@ -129,7 +131,8 @@ absl::StatusOr<const std::string*> RawOf(const inference::ModelInferRequest& req
         absl::StrCat("raw_input_contents has ", request.raw_input_contents_size(), " entries for ",
                      request.inputs_size(), " input"));
   }
-  return &request.raw_input_contents(0);
+  return large.empty() ? Pieces(absl::string_view(request.raw_input_contents(0)))
+                       : large.front().bytes;
 }
 
 // Pictures of the shape's first dimension.
@@ -153,7 +156,7 @@ absl::StatusOr<int> BatchOf(const InferInput& input, int dimensions, absl::strin
   return static_cast<int>(input.shape(0));
 }
 
-absl::Status ReadFloats(const InferInput& input, const std::string* raw, int max_pictures,
+absl::Status ReadFloats(const InferInput& input, const std::optional<Pieces>& raw, int max_pictures,
                         std::vector<PictureView>& pictures) {
   ASSIGN_OR_RETURN(const int batch,
                    BatchOf(input, 4, "FP32 wants [batch, channels, height, width]", max_pictures));
@@ -167,13 +170,12 @@ absl::Status ReadFloats(const InferInput& input, const std::string* raw, int max
   const int64_t floats = input.shape(1) * input.shape(2) * input.shape(3);  // < 2^60
   const auto bytes = static_cast<size_t>(floats) * sizeof(float);
   const google::protobuf::RepeatedField<float>& typed = input.contents().fp32_contents();
-  if (raw == nullptr && HasContents(input) && typed.empty()) {
+  if (!raw.has_value() && HasContents(input) && typed.empty()) {
     return absl::InvalidArgumentError("datatype FP32 is sent in fp32_contents, or raw");
   }
-  const absl::string_view all =
-      raw != nullptr ? absl::string_view(*raw)
-                     : absl::string_view(reinterpret_cast<const char*>(typed.data()),
-                                         static_cast<size_t>(typed.size()) * sizeof(float));
+  const Pieces all =
+      raw.value_or(absl::string_view(reinterpret_cast<const char*>(typed.data()),
+                                     static_cast<size_t>(typed.size()) * sizeof(float)));
   // Compared so that nothing overflows: a batch is small.
   if (all.size() / static_cast<size_t>(batch) != bytes || all.size() % static_cast<size_t>(batch)) {
     return absl::InvalidArgumentError(absl::StrCat("there are ", all.size(),
@@ -182,7 +184,7 @@ absl::Status ReadFloats(const InferInput& input, const std::string* raw, int max
   }
   for (int i = 0; i < batch; ++i) {
     pictures.push_back({.kind = PictureView::Kind::kFloats,
-                        .bytes = all.substr(static_cast<size_t>(i) * bytes, bytes),
+                        .bytes = all.Sub(static_cast<size_t>(i) * bytes, bytes),
                         .channels = static_cast<int>(input.shape(1)),
                         .height = static_cast<int>(input.shape(2)),
                         .width = static_cast<int>(input.shape(3))});
@@ -190,7 +192,7 @@ absl::Status ReadFloats(const InferInput& input, const std::string* raw, int max
   return absl::OkStatus();
 }
 
-absl::Status ReadFiles(const InferInput& input, const std::string* raw, int max_pictures,
+absl::Status ReadFiles(const InferInput& input, const std::optional<Pieces>& raw, int max_pictures,
                        std::vector<PictureView>& pictures) {
   ASSIGN_OR_RETURN(const int batch,
                    BatchOf(input, 2, "BYTES wants [batch, 1]: a file each", max_pictures));
@@ -199,8 +201,8 @@ absl::Status ReadFiles(const InferInput& input, const std::string* raw, int max_
         absl::StrCat("shape ", ShapeText(input), "; BYTES wants [batch, 1]: a file each"));
   }
   std::vector<absl::string_view> files;
-  if (raw != nullptr) {
-    ASSIGN_OR_RETURN(files, SplitBytesElements(*raw));
+  if (raw.has_value()) {
+    ASSIGN_OR_RETURN(files, SplitBytesElements(raw->Whole()));
   } else if (HasContents(input) && input.contents().bytes_contents().empty()) {
     return absl::InvalidArgumentError("datatype BYTES is sent in bytes_contents, or raw");
   } else {
@@ -218,7 +220,7 @@ absl::Status ReadFiles(const InferInput& input, const std::string* raw, int max_
   return absl::OkStatus();
 }
 
-absl::Status ReadInput(const InferInput& input, const std::string* raw, int max_pictures,
+absl::Status ReadInput(const InferInput& input, const std::optional<Pieces>& raw, int max_pictures,
                        std::vector<PictureView>& pictures) {
   RETURN_IF_ERROR(NoSharedMemory(input.parameters()));
   if (input.datatype() == "FP32") return ReadFloats(input, raw, max_pictures, pictures);
@@ -310,7 +312,17 @@ absl::StatusOr<VersionText> ParseVersionText(absl::string_view text) {
                    "; use a number from 1, an alias, or nothing for the stable version"));
 }
 
-absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request, int max_pictures) {
+void PutBack(std::vector<LargeField>& large, inference::ModelInferRequest& request) {
+  for (const LargeField& field : large) {
+    std::string& entry = *request.mutable_raw_input_contents(field.index);
+    entry.clear();
+    for (const absl::string_view piece : field.bytes) entry.append(piece.data(), piece.size());
+  }
+  large.clear();
+}
+
+absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request,
+                                    const std::vector<LargeField>& large, int max_pictures) {
   InferPlan plan;
   ASSIGN_OR_RETURN(const VersionText version, ParseVersionText(request.model_version()));
   plan.classify.set_model(request.model_name());
@@ -322,7 +334,7 @@ absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request,
   RETURN_IF_ERROR(ReadParameters(request, plan));
 
   ASSIGN_OR_RETURN(const InferInput* const input, OnlyInput(request));
-  ASSIGN_OR_RETURN(const std::string* const raw, RawOf(request, *input));
+  ASSIGN_OR_RETURN(const std::optional<Pieces> raw, RawOf(request, large, *input));
   const absl::Status read = ReadInput(*input, raw, max_pictures, plan.pictures);
   if (!read.ok()) return Annotate(read, absl::StrCat("input ", kImageInput));
 

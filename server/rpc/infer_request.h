@@ -3,6 +3,7 @@
 #ifndef PYRAMID_SERVER_RPC_INFER_REQUEST_H_
 #define PYRAMID_SERVER_RPC_INFER_REQUEST_H_
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "absl/time/time.h"
 #include "proto/classification.pb.h"
 #include "proto/open_inference.pb.h"
+#include "server/rpc/large_field.h"
 #include "server/serving/classify.h"
 
 namespace pyramid {
@@ -38,7 +40,16 @@ struct VersionText {
 absl::StatusOr<VersionText> ParseVersionText(absl::string_view text);
 
 // InvalidArgument names input or output, value and limit.
-absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request, int max_pictures);
+// `large`: entries of raw_input_contents that lie outside the message, where they are empty; none
+// of a BYTES input, whose files must be whole (PutBack).
+absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request,
+                                    const std::vector<LargeField>& large, int max_pictures);
+
+// Where entries of raw_input_contents are found in a ModelInferRequest.
+inline constexpr std::array<int, 1> kRawInputContents = {7};
+
+// Copies into the message what FindLargeFields left outside and PlanInfer wants inside.
+void PutBack(std::vector<LargeField>& large, inference::ModelInferRequest& request);
 
 // The answer in raw tensors. The first picture's error, with its index, if one has any.
 absl::StatusOr<inference::ModelInferResponse> AnswerInfer(

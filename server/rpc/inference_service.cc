@@ -1,10 +1,12 @@
 #include "server/rpc/inference_service.h"
 
+#include <optional>
 #include <utility>
 
 #include "proto/base/status.h"
 #include "server/rpc/actor.h"
 #include "server/rpc/handle.h"
+#include "server/rpc/infer_request.h"
 #include "server/security/grpc_credentials.h"
 
 namespace pyramid {
@@ -17,16 +19,24 @@ class InferCall final
  public:
   InferCall(grpc::GenericCallbackServerContext& context, const OpenInference& protocol,
             Metrics& metrics, const RateGate* rates)
-      : LargeCall(context, metrics, ServiceName(), "ModelInfer"),
+      : LargeCall(context, metrics, ServiceName(), "ModelInfer", kRawInputContents),
         protocol_(protocol),
         rates_(rates) {}
 
  private:
-  absl::Status CheckAtDoor() override { return protocol_.CheckAtDoor(DeadlineOf(context())); }
+  absl::Status CheckAtDoor() override {
+    ASSIGN_OR_RETURN(pass_, protocol_.EnterDoor(DeadlineOf(context())));
+    return absl::OkStatus();
+  }
 
   void Run() override {
+    pass_.reset();
     AddRequestId(request().id(), context());
-    OpenInference::Caller caller{.deadline = DeadlineOf(context()), .cancelled = cancelled()};
+    if (request().inputs_size() != 1 || request().inputs(0).datatype() != "FP32") {
+      PutBack(large(), request());
+    }
+    OpenInference::Caller caller{
+        .deadline = DeadlineOf(context()), .cancelled = cancelled(), .large = std::move(large())};
     if (rates_ != nullptr) {
       caller.charge = [this](int pictures) {
         return rates_->Pass(CredentialsOf(context()), request().model_name(), pictures);
@@ -42,6 +52,7 @@ class InferCall final
 
   const OpenInference& protocol_;
   const RateGate* const rates_;
+  std::optional<Door::Pass> pass_;
 };
 
 }  // namespace

@@ -23,8 +23,11 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -32,6 +35,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "server/rpc/handle.h"
+#include "server/rpc/large_field.h"
 
 namespace pyramid {
 
@@ -67,10 +71,11 @@ class LargeCalls final : public grpc::CallbackGenericService {
 template <typename Request, typename Response>
 class LargeCall : public grpc::ServerGenericBidiReactor {
  public:
-  // `metrics` must outlive the call. `method` as in the protocol: "Classify".
+  // `metrics` must outlive the call. `method` as in the protocol: "Classify". `large`: the path of
+  // the message's large field, as FindLargeFields takes it; static.
   LargeCall(grpc::GenericCallbackServerContext& context, Metrics& metrics,
-            absl::string_view service, absl::string_view method)
-      : context_(context), call_(metrics, service, method) {}
+            absl::string_view service, absl::string_view method, std::span<const int> large)
+      : context_(context), call_(metrics, service, method), path_(large) {}
 
   // Once, right after construction.
   void Start() {
@@ -98,17 +103,34 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
   }
 
   grpc::GenericCallbackServerContext& context() { return context_; }
-  const Request& request() const { return request_; }
+  Request& request() { return request_; }
+  // Fields that are empty in request() and lie here; until Answer.
+  std::vector<LargeField>& large() { return large_; }
   const std::shared_ptr<std::atomic<bool>>& cancelled() const { return cancelled_; }
 
  private:
   void OnReadDone(bool ok) override {
     if (!ok) return Answer(absl::InvalidArgumentError("the call has no message"));
-    if (!grpc::SerializationTraits<Request>::Deserialize(&bytes_, &request_).ok()) {
+    if (!Parse()) {
       return Answer(absl::InvalidArgumentError(
           absl::StrCat("the message is no ", Request::descriptor()->full_name())));
     }
     Run();
+  }
+  bool Parse() {
+    if (bytes_.Length() >= kLargeMessage && bytes_.Dump(&slices_).ok()) {
+      Pieces message;
+      for (const grpc::Slice& slice : slices_) {
+        message.Add({reinterpret_cast<const char*>(slice.begin()), slice.size()});
+      }
+      std::optional<MessageAround> around = FindLargeFields(message, path_);
+      if (around.has_value()) {
+        large_ = std::move(around->large);
+        return request_.ParseFromString(around->rest);
+      }
+      slices_.clear();
+    }
+    return grpc::SerializationTraits<Request>::Deserialize(&bytes_, &request_).ok();
   }
   void OnCancel() override { cancelled_->store(true); }
   void OnDone() override {
@@ -116,9 +138,14 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
     delete this;
   }
 
+  static constexpr size_t kLargeMessage = 64 << 10;
+
   grpc::GenericCallbackServerContext& context_;
   RpcCall call_;
+  const std::span<const int> path_;
   grpc::ByteBuffer bytes_;
+  std::vector<grpc::Slice> slices_;  // what large_ points into
+  std::vector<LargeField> large_;
   grpc::ByteBuffer answer_;
   absl::Time answered_ = absl::InfinitePast();
   Request request_;

@@ -109,7 +109,8 @@ void OpenInference::Infer(const inference::ModelInferRequest& request, Caller ca
     const auto unknown = registry_.Find(request.model_name(), 0);
     if (!unknown.ok()) return std::move(done)(unknown.status());
   }
-  absl::StatusOr<InferPlan> planned = PlanInfer(request, pipeline_.options().max_pictures);
+  absl::StatusOr<InferPlan> planned =
+      PlanInfer(request, caller.large, pipeline_.options().max_pictures);
   if (!planned.ok()) return std::move(done)(planned.status());
   if (caller.charge != nullptr) {
     absl::Status charged = caller.charge(static_cast<int>(planned->pictures.size()));

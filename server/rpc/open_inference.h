@@ -7,6 +7,7 @@
 #define PYRAMID_SERVER_RPC_OPEN_INFERENCE_H_
 
 #include <string>
+#include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
@@ -14,6 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "proto/open_inference.pb.h"
+#include "server/rpc/large_field.h"
 #include "server/serving/classify.h"
 #include "server/serving/model_registry.h"
 
@@ -40,18 +42,21 @@ class OpenInference {
   struct Caller {
     absl::Time deadline = absl::InfiniteFuture();  // the parameter timeout may shorten it
     CancelFlag cancelled;
+    std::vector<LargeField> large;  // as PlanInfer takes them
     // Asked once the request is known to be good, with its pictures; an error is the answer.
     absl::AnyInvocable<absl::Status(int pictures)> charge;
   };
 
-  // Calls `done` exactly once, from any thread, perhaps before this returns. `request` must live
-  // until then. Errors: as ModelInfer in proto/open_inference.proto, and what
-  // ClassifyPipeline::Classify returns.
+  // Calls `done` exactly once, from any thread, perhaps before this returns. `request` and what
+  // caller.large points at must live until then. Errors: as ModelInfer in
+  // proto/open_inference.proto, and what ClassifyPipeline::Classify returns.
   void Infer(const inference::ModelInferRequest& request, Caller caller, Done done) const;
 
   // As ClassifyPipeline has them.
   void Sent(absl::Duration time) const { pipeline_.Sent(time); }
-  absl::Status CheckAtDoor(absl::Time deadline) const { return pipeline_.CheckAtDoor(deadline); }
+  absl::StatusOr<Door::Pass> EnterDoor(absl::Time deadline) const {
+    return pipeline_.EnterDoor(deadline);
+  }
 
   bool ServerReady() const { return options_.ready(); }
   inference::ServerMetadataResponse ServerMetadata() const;

@@ -26,11 +26,11 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/serving/batch_times.h"
 #include "server/serving/device_turns.h"
 #include "server/serving/order.h"
+#include "server/serving/pieces.h"
 
 namespace pyramid {
 
@@ -56,7 +56,8 @@ class BatchQueue {
   struct Picture {
     std::vector<float> pixels;  // [channels, height, width], normalised
     // In place of `pixels`: the floats where they came in, perhaps unaligned. Live until `done`.
-    absl::string_view values;
+    Pieces values;
+    bool refuse_non_finite = false;  // of them
     int height = 0;
     int width = 0;
     CancelFlag cancelled;

@@ -3,9 +3,9 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
 #include <cstdint>
-#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -25,25 +25,61 @@ namespace {
 // two.
 constexpr absl::Duration kCrowded = absl::Milliseconds(20);
 
-// The batch's pixels, one picture after the other: in `buffer`, or where a single one's are.
-std::span<const float> Beside(const std::vector<BatchQueue::Waiting>& batch,
-                              std::vector<float>& buffer) {
-  const auto bytes = [](const BatchQueue::Picture& picture) {
-    return picture.pixels.empty()
-               ? picture.values
-               : absl::string_view(reinterpret_cast<const char*>(picture.pixels.data()),
-                                   picture.pixels.size() * sizeof(float));
+absl::Status CheckFinite(std::span<const float> values) {
+  // Infinities and NaNs have all bits of the exponent. Without an exit from the loop it takes
+  // 15 µs for 150,528 floats instead of 56.
+  constexpr uint32_t kExponent = 0x7f800000;
+  const auto strange = [](float value) -> uint32_t {
+    return (std::bit_cast<uint32_t>(value) & kExponent) == kExponent ? 1 : 0;
   };
-  const absl::string_view first = bytes(batch.front().picture);
-  const size_t each = first.size() / sizeof(float);
-  if (batch.size() == 1 && reinterpret_cast<uintptr_t>(first.data()) % alignof(float) == 0) {
-    return {reinterpret_cast<const float*>(first.data()), each};
+  uint32_t any = 0;
+  for (const float value : values) any |= strange(value);
+  if (any == 0) return absl::OkStatus();
+  const auto first = std::find_if(values.begin(), values.end(), strange);
+  return absl::InvalidArgumentError(
+      absl::StrCat("tensor.values[", first - values.begin(), "] isn't finite"));
+}
+
+// The floats of a picture: where they are, or copied to `beside`.
+std::span<const float> Floats(const BatchQueue::Picture& picture, bool copy, float* beside) {
+  if (picture.values.empty()) {
+    if (!copy) return picture.pixels;
+    std::copy(picture.pixels.begin(), picture.pixels.end(), beside);
+    return {beside, picture.pixels.size()};
   }
+  const size_t count = picture.values.size() / sizeof(float);
+  const char* const data = picture.values.Whole().data();
+  if (!copy && picture.values.whole() && reinterpret_cast<uintptr_t>(data) % alignof(float) == 0) {
+    return {reinterpret_cast<const float*>(data), count};
+  }
+  picture.values.CopyTo(beside);
+  return {beside, count};
+}
+
+// The pixels of the batch's pictures, one after the other: in `buffer`, or where a single one's
+// are. Pictures whose values must be finite and aren't are answered and leave the batch; others are
+// looked through here, where they have just been copied to a near cache.
+std::span<const float> Gather(std::vector<BatchQueue::Waiting>& batch, std::vector<float>& buffer) {
+  const BatchQueue::Picture& first = batch.front().picture;
+  const size_t each = std::max(first.pixels.size(), first.values.size() / sizeof(float));
+  const bool copy = batch.size() > 1;
   if (buffer.size() < each * batch.size()) buffer.resize(each * batch.size());
-  for (size_t i = 0; i < batch.size(); ++i) {
-    std::memcpy(buffer.data() + i * each, bytes(batch[i].picture).data(), first.size());
+  std::span<const float> pixels;
+  size_t good = 0;
+  for (BatchQueue::Waiting& waiting : batch) {
+    pixels = Floats(waiting.picture, copy, buffer.data() + good * each);
+    if (waiting.picture.refuse_non_finite && !waiting.picture.values.empty()) {
+      absl::Status finite = CheckFinite(pixels);
+      if (!finite.ok()) {
+        std::move(waiting.picture.done)(std::move(finite));
+        continue;
+      }
+    }
+    if (&batch[good] != &waiting) batch[good] = std::move(waiting);
+    ++good;
   }
-  return {buffer.data(), each * batch.size()};
+  batch.erase(batch.begin() + static_cast<std::ptrdiff_t>(good), batch.end());
+  return copy ? std::span<const float>(buffer.data(), good * each) : pixels;
 }
 
 absl::Status TooLate() {
@@ -232,10 +268,11 @@ bool Batcher::Next(Cut& cut, Turn& turn) {
 
 void Batcher::RunBatch(Cut& cut, Turn& turn, std::vector<float>& buffer) {
   std::vector<BatchQueue::Waiting> batch = std::exchange(cut.batch, {});
-  const int count = static_cast<int>(batch.size());
   const int height = batch.front().picture.height;
   const int width = batch.front().picture.width;
-  const std::span<const float> pixels = Beside(batch, buffer);
+  const std::span<const float> pixels = Gather(batch, buffer);
+  if (batch.empty()) return turn.GiveBack(absl::ZeroDuration());
+  const int count = static_cast<int>(batch.size());
 
   const int64_t each = int64_t{height} * width;
   const absl::Time started = clock_.Now();

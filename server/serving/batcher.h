@@ -45,6 +45,7 @@ class Batcher {
   //   DeadlineExceeded   the deadline passed before the batch started
   //   ResourceExhausted  IsPredictedLate: it would have passed before the answer
   //   Cancelled          `cancelled` was set before the batch started
+  //   InvalidArgument    a value isn't finite; its batch mates don't notice
   //   else               the network's error, for every picture of the batch
   using Picture = BatchQueue::Picture;
 

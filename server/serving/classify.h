@@ -1,5 +1,5 @@
-// The way of a Classify request: admit → decode and preprocess (decode pool; tensors are only
-// looked through, at once) → batch (the version's batch thread) → rank.
+// The way of a Classify request: admit → decode and preprocess (decode pool; tensors need neither)
+// → batch (the version's batch thread, which looks tensors through) → rank.
 //
 // Nothing is decoded for a request that can't be answered: the deadline, the version and room in
 // the queue come first, and deadline and caller are looked at again before each picture.
@@ -29,6 +29,7 @@
 #include "server/serving/batcher.h"
 #include "server/serving/door.h"
 #include "server/serving/model_registry.h"
+#include "server/serving/pieces.h"
 #include "server/serving/recent_slow.h"
 #include "server/serving/work_pool.h"
 
@@ -39,12 +40,15 @@ namespace pyramid {
 struct PictureView {
   enum class Kind { kNothing, kEncoded, kFloats };
   Kind kind = Kind::kNothing;
-  absl::string_view bytes;  // a JPEG, PNG … file; or channels * height * width floats, row-major
-                            // CHW, little-endian, normalised, perhaps unaligned
-  int channels = 0;         // of floats, as the next two
+  Pieces bytes;      // a JPEG, PNG … file, whole; or channels * height * width floats,
+                     // row-major CHW, little-endian, normalised, perhaps unaligned
+  int channels = 0;  // of floats, as the next two
   int height = 0;
   int width = 0;
 };
+
+// The request's pictures, where they lie in it.
+std::vector<PictureView> ViewsOf(const v1::ClassifyRequest& request);
 
 class ClassifyPipeline {
  public:
@@ -85,8 +89,9 @@ class ClassifyPipeline {
                 absl::Time deadline, CancelFlag cancelled, Done done);
 
   // Before a request's message is read: ResourceExhausted if it can't be answered in time should it
-  // ask for what all the others lately did (door.h). OK otherwise. Counted as Classify counts.
-  absl::Status CheckAtDoor(absl::Time deadline);
+  // ask for what all the others lately did (door.h), counted as Classify counts. Otherwise a pass,
+  // to be kept until the message has been read or the call is over, whichever comes first.
+  absl::StatusOr<Door::Pass> EnterDoor(absl::Time deadline);
 
   // An answer has left `time` after it was ready. The request came in through the same queues,
   // unseen until it was read: so much of its time is taken to be gone.

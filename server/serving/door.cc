@@ -1,13 +1,16 @@
 #include "server/serving/door.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace pyramid {
 namespace {
 
 constexpr int kAlike = 32;
 constexpr int kLetIn = 16;
+constexpr absl::Duration kLetInEvery = absl::Milliseconds(25);
 constexpr absl::Duration kMemory = absl::Minutes(1);
+constexpr absl::Duration kReading = absl::Milliseconds(25);
 
 }  // namespace
 
@@ -36,9 +39,44 @@ std::optional<Door::Wish> Door::Expect(absl::Time now) const {
   return wish_;
 }
 
-bool Door::Refuse() {
+bool Door::Refuse(absl::Time now) {
   absl::MutexLock lock(&mutex_);
-  return ++refused_ % kLetIn != 0;
+  if (++refused_ < kLetIn || now - read_all_the_same_ < kLetInEvery) return true;
+  refused_ = 0;
+  read_all_the_same_ = now;
+  return false;
+}
+
+Door::Pass::Pass(Pass&& other) noexcept
+    : door_(std::exchange(other.door_, nullptr)), number_(other.number_) {}
+
+Door::Pass& Door::Pass::operator=(Pass&& other) noexcept {
+  std::swap(door_, other.door_);
+  std::swap(number_, other.number_);
+  return *this;
+}
+
+Door::Pass::~Pass() {
+  if (door_ != nullptr) door_->Leave(number_);
+}
+
+Door::Pass Door::Enter(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  reading_.emplace_hint(reading_.end(), ++entered_, now);
+  return Pass(this, entered_);
+}
+
+int Door::Reading(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  while (!reading_.empty() && now - reading_.begin()->second > kReading) {
+    reading_.erase(reading_.begin());
+  }
+  return static_cast<int>(reading_.size());
+}
+
+void Door::Leave(int64_t number) {
+  absl::MutexLock lock(&mutex_);
+  reading_.erase(number);
 }
 
 }  // namespace pyramid

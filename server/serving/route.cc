@@ -31,10 +31,13 @@ uint64_t Mix(uint64_t x) {
 }
 
 // The size and the bytes in the middle: a file's head is alike in many pictures.
-uint64_t KeyOfBytes(absl::string_view bytes) {
+uint64_t KeyOfBytes(const Pieces& bytes) {
   const size_t length = std::min(bytes.size(), kPictureBytes);
-  return Fnv(bytes.substr((bytes.size() - length) / 2, length),
-             Fnv(absl::StrCat(bytes.size()), kFnvStart));
+  uint64_t key = Fnv(absl::StrCat(bytes.size()), kFnvStart);
+  for (const absl::string_view piece : bytes.Sub((bytes.size() - length) / 2, length)) {
+    key = Fnv(piece, key);
+  }
+  return key;
 }
 
 absl::Status BadReference(absl::string_view text, absl::string_view why) {
@@ -75,7 +78,7 @@ absl::StatusOr<ModelReference> ParseModelReference(absl::string_view text, int64
 
 uint64_t RouteKeyOf(absl::string_view text) { return Fnv(text, kFnvStart); }
 
-uint64_t RouteKeyOf(const v1::ClassifyRequest& request, absl::string_view first_picture) {
+uint64_t RouteKeyOf(const v1::ClassifyRequest& request, const Pieces& first_picture) {
   if (!request.sticky_key().empty()) return RouteKeyOf(request.sticky_key());
   if (!request.request_id().empty()) return RouteKeyOf(request.request_id());
   return KeyOfBytes(first_picture);

@@ -9,6 +9,7 @@
 #include "absl/strings/string_view.h"
 #include "proto/classification.pb.h"
 #include "proto/lifecycle.pb.h"
+#include "server/serving/pieces.h"
 
 namespace pyramid {
 
@@ -34,7 +35,7 @@ absl::string_view ModelNameOf(absl::string_view text);
 
 // What decides the way of a request where traffic is shared: its sticky_key, else its request_id,
 // else bytes of its first picture, encoded or floats. The same in every process.
-uint64_t RouteKeyOf(const v1::ClassifyRequest& request, absl::string_view first_picture);
+uint64_t RouteKeyOf(const v1::ClassifyRequest& request, const Pieces& first_picture);
 
 uint64_t RouteKeyOf(absl::string_view text);
 

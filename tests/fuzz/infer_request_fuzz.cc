@@ -22,7 +22,7 @@ bool Within(absl::string_view part, absl::string_view whole) {
 }
 
 void Check(const inference::ModelInferRequest& request) {
-  const absl::StatusOr<InferPlan> plan = PlanInfer(request, kMaxPictures);
+  const absl::StatusOr<InferPlan> plan = PlanInfer(request, {}, kMaxPictures);
   if (!plan.ok()) {
     Require(!plan.status().message().empty(), "a refusal says why");
     return;
@@ -32,7 +32,8 @@ void Check(const inference::ModelInferRequest& request) {
   Require(!plan->outputs.empty(), "an output");
   for (const PictureView& picture : plan->pictures) {
     if (request.raw_input_contents_size() > 0) {
-      Require(Within(picture.bytes, request.raw_input_contents(0)), "pictures lie in the message");
+      Require(Within(picture.bytes.Whole(), request.raw_input_contents(0)),
+              "pictures lie in the message");
     }
     if (picture.kind == PictureView::Kind::kFloats) {
       Require(picture.bytes.size() == sizeof(float) * static_cast<size_t>(picture.channels) *

@@ -169,6 +169,36 @@ TEST_F(ClassificationServiceTest, ABadPictureHasItsOwnCode) {
   EXPECT_EQ(reply.response.results(1).code(), grpc::StatusCode::INVALID_ARGUMENT);
 }
 
+TEST_F(ClassificationServiceTest, LargeTensorsGoWhereTheyBelong) {
+  v1::ClassifyRequest request = Request(1);
+  request.set_return_logits(true);
+  for (const float value : {0.25F, 0.75F}) {
+    v1::ImageTensor& tensor = *request.add_pictures()->mutable_tensor();
+    tensor.set_channels(1);
+    tensor.set_height(129);
+    tensor.set_width(151);
+    for (int i = 0; i < 129 * 151; ++i) tensor.add_values(value);
+  }
+  request.mutable_pictures(2)->mutable_tensor()->set_values(
+      17'000, std::numeric_limits<float>::quiet_NaN());
+  request.add_pictures()->set_encoded(GreyPng(32, 51));
+  const Reply reply = Classify(request);
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.response.request_id(), "r-7");
+  ASSERT_EQ(reply.response.results_size(), 4);
+  EXPECT_EQ(reply.response.results(0).code(), 0);
+  EXPECT_FLOAT_EQ(reply.response.results(1).logits(0), 0.25F);
+  EXPECT_EQ(reply.response.results(2).code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(reply.response.results(2).message(), HasSubstr("tensor.values[17000] isn't finite"));
+  EXPECT_EQ(reply.response.results(3).logits(0), reply.response.results(0).logits(0));
+
+  request.mutable_pictures(1)->mutable_tensor()->set_height(128);
+  const Reply wrong = Classify(request);
+  EXPECT_EQ(wrong.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(wrong.status.error_message(),
+              HasSubstr("tensor.values has 19479 numbers; 1x128x151 is 19328"));
+}
+
 TEST_F(ClassificationServiceTest, AMessageOverTheLimitIsResourceExhausted) {
   v1::ClassifyRequest request;
   request.add_pictures()->set_encoded(std::string(kMaxMessageBytes + 1, 'x'));

@@ -25,14 +25,14 @@ using testing::WantOutput;
 
 using Request = inference::ModelInferRequest;
 
-absl::Status Plan(const Request& request) { return PlanInfer(request, kMaxPictures).status(); }
+absl::Status Plan(const Request& request) { return PlanInfer(request, {}, kMaxPictures).status(); }
 
 TEST(PlanInferTest, RawFloatsAreNotCopied) {
   const Request request = TensorRequest(2);
-  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, {}, kMaxPictures));
   ASSERT_EQ(plan.pictures.size(), 2u);
-  EXPECT_EQ(plan.pictures[0].bytes.data(), request.raw_input_contents(0).data());
-  EXPECT_EQ(plan.pictures[1].bytes.data(), request.raw_input_contents(0).data() + 4096);
+  EXPECT_EQ(plan.pictures[0].bytes.Whole().data(), request.raw_input_contents(0).data());
+  EXPECT_EQ(plan.pictures[1].bytes.Whole().data(), request.raw_input_contents(0).data() + 4096);
   EXPECT_EQ(plan.pictures[1].bytes.size(), 4096u);
   EXPECT_EQ(plan.pictures[1].kind, PictureView::Kind::kFloats);
   EXPECT_EQ(plan.pictures[1].channels, 1);
@@ -49,26 +49,26 @@ TEST(PlanInferTest, TypedContentsDoAsWell) {
   request.clear_raw_input_contents();
   auto& floats = *request.mutable_inputs(0)->mutable_contents()->mutable_fp32_contents();
   floats.Resize(1024, 0.25F);
-  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, kMaxPictures));
-  EXPECT_EQ(static_cast<const void*>(plan.pictures[0].bytes.data()), floats.data());
+  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, {}, kMaxPictures));
+  EXPECT_EQ(static_cast<const void*>(plan.pictures[0].bytes.Whole().data()), floats.data());
 
   Request files = FilesRequest({"a", ""});
   files.clear_raw_input_contents();
   files.mutable_inputs(0)->mutable_contents()->add_bytes_contents("a");
   files.mutable_inputs(0)->mutable_contents()->add_bytes_contents("");
-  ASSERT_OK_AND_ASSIGN(const InferPlan two, PlanInfer(files, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(const InferPlan two, PlanInfer(files, {}, kMaxPictures));
   ASSERT_EQ(two.pictures.size(), 2u);
-  EXPECT_EQ(two.pictures[0].bytes, "a");
+  EXPECT_EQ(two.pictures[0].bytes.Whole(), "a");
   EXPECT_EQ(two.pictures[0].kind, PictureView::Kind::kEncoded);
 }
 
 TEST(PlanInferTest, RawFilesAreFoundBehindTheirLengths) {
   const Request request = FilesRequest({"one", "", "three"});
-  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, {}, kMaxPictures));
   ASSERT_EQ(plan.pictures.size(), 3u);
-  EXPECT_EQ(plan.pictures[0].bytes, "one");
-  EXPECT_EQ(plan.pictures[1].bytes, "");
-  EXPECT_EQ(plan.pictures[2].bytes, "three");
+  EXPECT_EQ(plan.pictures[0].bytes.Whole(), "one");
+  EXPECT_EQ(plan.pictures[1].bytes.Whole(), "");
+  EXPECT_EQ(plan.pictures[2].bytes.Whole(), "three");
 }
 
 TEST(PlanInferTest, PriorityAndTimeoutComeInEitherInteger) {
@@ -77,13 +77,13 @@ TEST(PlanInferTest, PriorityAndTimeoutComeInEitherInteger) {
   parameters["priority"].set_uint64_param(2);
   parameters["timeout"].set_int64_param(1500);
   parameters["sticky_key"].set_string_param("user 7");
-  ASSERT_OK_AND_ASSIGN(InferPlan plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(InferPlan plan, PlanInfer(request, {}, kMaxPictures));
   EXPECT_EQ(plan.classify.priority(), 2u);
   EXPECT_EQ(plan.timeout, absl::Microseconds(1500));
   EXPECT_EQ(plan.classify.sticky_key(), "user 7");
   parameters["priority"].set_int64_param(0);
   parameters["timeout"].set_uint64_param(0);
-  ASSERT_OK_AND_ASSIGN(plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(plan, PlanInfer(request, {}, kMaxPictures));
   EXPECT_EQ(plan.classify.priority(), 0u) << "the model's default";
   EXPECT_EQ(plan.timeout, absl::InfiniteDuration()) << "0 is none";
 }
@@ -101,11 +101,11 @@ TEST(PlanInferTest, UnknownParametersAreTolerated) {
 TEST(PlanInferTest, VersionsAreNumbersOrAliases) {
   Request request = TensorRequest(1);
   request.set_model_version("12");
-  ASSERT_OK_AND_ASSIGN(InferPlan plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(InferPlan plan, PlanInfer(request, {}, kMaxPictures));
   EXPECT_EQ(plan.classify.version(), 12);
   EXPECT_EQ(plan.classify.model(), "fashion");
   request.set_model_version("canary");
-  ASSERT_OK_AND_ASSIGN(plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(plan, PlanInfer(request, {}, kMaxPictures));
   EXPECT_EQ(plan.classify.version(), 0);
   EXPECT_EQ(plan.classify.model(), "fashion@canary");
   for (const char* garbage : {"0", "-1", "1.5", " 1", "99999999999999999999", "a b", "a@b", "@"}) {
@@ -331,7 +331,7 @@ TEST(AnswerInferTest, AnswersRawAndEchoesTheId) {
   Request request = TensorRequest(2);
   WantOutput(request, "logits");
   WantOutput(request, "probabilities");
-  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, {}, kMaxPictures));
   ASSERT_OK_AND_ASSIGN(const auto answer, AnswerInfer(request, plan, Classified()));
   EXPECT_EQ(answer.model_name(), "fashion");
   EXPECT_EQ(answer.model_version(), "3");
@@ -354,7 +354,7 @@ TEST(AnswerInferTest, ClassificationIsSortedTextOfAtMostAllClasses) {
   Request request = TensorRequest(2);
   WantOutput(request, "logits", 2);
   WantOutput(request, "probabilities", 1000);
-  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, {}, kMaxPictures));
   EXPECT_EQ(plan.classify.top_k(), 1000);
   ASSERT_OK_AND_ASSIGN(const auto answer, AnswerInfer(request, plan, Classified()));
   EXPECT_EQ(answer.outputs(0).datatype(), "BYTES");
@@ -369,7 +369,7 @@ TEST(AnswerInferTest, ClassificationIsSortedTextOfAtMostAllClasses) {
 
 TEST(AnswerInferTest, APicturesErrorIsTheRequestsWithItsIndex) {
   const Request request = TensorRequest(2);
-  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, kMaxPictures));
+  ASSERT_OK_AND_ASSIGN(const InferPlan plan, PlanInfer(request, {}, kMaxPictures));
   v1::ClassifyResponse classified = Classified();
   classified.mutable_results(1)->Clear();
   classified.mutable_results(1)->set_code(3);

@@ -117,6 +117,41 @@ TEST_F(InferenceServiceTest, RefusalsHaveTheirCodes) {
   EXPECT_EQ(Call(TensorRequest(1)).status.error_code(), grpc::StatusCode::INTERNAL);
 }
 
+TEST_F(InferenceServiceTest, LargeTensorsGoWhereTheyBelong) {
+  inference::ModelInferRequest request = TensorRequest(1);
+  request.mutable_inputs(0)->clear_shape();
+  for (const int dimension : {2, 1, 120, 130}) request.mutable_inputs(0)->add_shape(dimension);
+  std::vector<float> values(2 * 120 * 130, 0.25F);
+  std::fill(values.begin() + 120 * 130, values.end(), 0.75F);
+  request.set_raw_input_contents(0, testing::RawFloats(values));
+  testing::WantOutput(request, "logits");
+  const Reply reply = Call(request);
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  const std::vector<float> logits = testing::FloatsOf(reply.response.raw_output_contents(0));
+  ASSERT_EQ(logits.size(), 6u);
+  EXPECT_FLOAT_EQ(logits[0], 0.25F);
+  EXPECT_FLOAT_EQ(logits[3], 0.75F);
+
+  request.mutable_inputs(0)->set_shape(2, 121);
+  EXPECT_THAT(Call(request).status.error_message(),
+              HasSubstr("there are 124800 bytes of data; shape [2,1,121,130] of FP32"));
+  request.add_raw_input_contents("more");
+  EXPECT_THAT(Call(request).status.error_message(), HasSubstr("raw_input_contents has 2 entries"));
+}
+
+TEST_F(InferenceServiceTest, LargeFilesAreWhole) {
+  std::string file = testing::GoldenImage("portrait.png");
+  file.resize((file.size() + 3) / 4 * 4);  // as tensors are, so that they are taken for one first
+  inference::ModelInferRequest request = testing::FilesRequest({file, file});
+  testing::WantOutput(request, "logits");
+  ASSERT_GT(request.ByteSizeLong(), 64u << 10);
+  const Reply reply = Call(request);
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  const std::vector<float> logits = testing::FloatsOf(reply.response.raw_output_contents(0));
+  ASSERT_EQ(logits.size(), 6u);
+  EXPECT_EQ(logits[0], logits[3]);
+}
+
 TEST_F(InferenceServiceTest, AMessageOverTheLimitIsResourceExhausted) {
   inference::ModelInferRequest request = TensorRequest(1);
   request.set_raw_input_contents(0, std::string(kMaxMessageBytes + 1, 'x'));

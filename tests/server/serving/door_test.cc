@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
+#include <utility>
+
 namespace pyramid {
 namespace {
 
@@ -63,8 +66,38 @@ TEST_F(DoorTest, WhatDiffersKeepsItOpenForAMinute) {
 
 TEST_F(DoorTest, OneInSixteenIsReadAllTheSame) {
   int refused = 0;
-  for (int i = 0; i < 160; ++i) refused += door_.Refuse();
+  for (int i = 0; i < 160; ++i) refused += door_.Refuse(now_ += absl::Milliseconds(10)) ? 1 : 0;
   EXPECT_EQ(refused, 150);
+}
+
+TEST_F(DoorTest, NoMoreThanFortyASecondAreReadAllTheSame) {
+  int refused = 0;
+  for (int i = 0; i < 10'000; ++i) refused += door_.Refuse(now_ += absl::Microseconds(100)) ? 1 : 0;
+  EXPECT_GE(refused, 10'000 - 40);
+  EXPECT_LT(refused, 10'000 - 35);
+}
+
+TEST_F(DoorTest, PassesCountUntilTheyEnd) {
+  EXPECT_EQ(door_.Reading(now_), 0);
+  std::optional<Door::Pass> first = door_.Enter(now_);
+  Door::Pass second = door_.Enter(now_);
+  EXPECT_EQ(door_.Reading(now_), 2);
+  first.reset();
+  EXPECT_EQ(door_.Reading(now_), 1);
+  const Door::Pass moved = std::move(second);
+  EXPECT_EQ(door_.Reading(now_), 1);
+  second = Door::Pass();
+  EXPECT_EQ(door_.Reading(now_), 1);
+}
+
+TEST_F(DoorTest, PassesOfThoseWhoDontSendNoLongerCount) {
+  const Door::Pass slow = door_.Enter(now_);
+  now_ += absl::Milliseconds(20);
+  std::optional<Door::Pass> quick = door_.Enter(now_);
+  EXPECT_EQ(door_.Reading(now_ + absl::Milliseconds(5)), 2);
+  EXPECT_EQ(door_.Reading(now_ + absl::Milliseconds(6)), 1);
+  quick.reset();
+  EXPECT_EQ(door_.Reading(now_ + absl::Milliseconds(6)), 0);
 }
 
 }  // namespace

@@ -99,13 +99,14 @@ TEST(RouteTest, WithoutAnAliasNobodyLeaves) {
 TEST(RouteTest, TheKeyIsTheStickyKeyThenTheRequestIdThenThePicture) {
   v1::ClassifyRequest request;
   const std::string picture(4000, 'p');
-  const uint64_t by_picture = RouteKeyOf(request, picture);
+  const uint64_t by_picture = RouteKeyOf(request, absl::string_view(picture));
   request.set_request_id("r-1");
-  const uint64_t by_id = RouteKeyOf(request, picture);
+  const uint64_t by_id = RouteKeyOf(request, absl::string_view(picture));
   EXPECT_EQ(by_id, RouteKeyOf(absl::string_view("r-1")));
   EXPECT_NE(by_id, by_picture);
   request.set_sticky_key("user-7");
-  EXPECT_EQ(RouteKeyOf(request, picture), RouteKeyOf(absl::string_view("user-7")));
+  EXPECT_EQ(RouteKeyOf(request, absl::string_view(picture)),
+            RouteKeyOf(absl::string_view("user-7")));
 }
 
 // Retries of one picture go the same way, other pictures theirs.
@@ -114,10 +115,13 @@ TEST(RouteTest, PicturesDifferBySizeAndMiddle) {
   const std::string picture(4000, 'p');
   std::string other = picture;
   other[2000] = 'q';
-  EXPECT_EQ(RouteKeyOf(request, picture), RouteKeyOf(request, std::string(picture)));
-  EXPECT_NE(RouteKeyOf(request, picture), RouteKeyOf(request, other));
-  EXPECT_NE(RouteKeyOf(request, picture), RouteKeyOf(request, picture + "p"));
-  EXPECT_EQ(RouteKeyOf(request, ""), RouteKeyOf(request, ""));
+  EXPECT_EQ(RouteKeyOf(request, absl::string_view(picture)),
+            RouteKeyOf(request, absl::string_view(std::string(picture))));
+  EXPECT_NE(RouteKeyOf(request, absl::string_view(picture)),
+            RouteKeyOf(request, absl::string_view(other)));
+  EXPECT_NE(RouteKeyOf(request, absl::string_view(picture)),
+            RouteKeyOf(request, absl::string_view(picture + "p")));
+  EXPECT_EQ(RouteKeyOf(request, Pieces()), RouteKeyOf(request, Pieces()));
 }
 
 // Another process, another build: the same version. The number is FNV-1a's of "r-1".
