@@ -357,11 +357,11 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
   return decode_pool_.Post(std::move(tasks), order, *size);
 }
 
-// When the answer must be ready. The way takes half of the time at most: a hiccup mustn't lock
-// everybody out.
+// When the answer must be ready: the way here is gone already, the way back is to come. They take
+// half of the time at most: a hiccup mustn't lock everybody out.
 absl::Time ClassifyPipeline::DueFor(absl::Time deadline, absl::Time now) const {
   if (deadline == absl::InfiniteFuture()) return deadline;
-  return deadline - std::min(way_.Get(), std::max(absl::ZeroDuration(), deadline - now) / 2);
+  return deadline - std::min(2 * way_.Get(), std::max(absl::ZeroDuration(), deadline - now) / 2);
 }
 
 absl::Duration ClassifyPipeline::UntilDecoded(const Batcher::Request& request,

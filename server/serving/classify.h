@@ -93,8 +93,9 @@ class ClassifyPipeline {
   // to be kept until the message has been read or the call is over, whichever comes first.
   absl::StatusOr<Door::Pass> EnterDoor(absl::Time deadline);
 
-  // An answer has left `time` after it was ready. The request came in through the same queues,
-  // unseen until it was read: so much of its time is taken to be gone.
+  // An answer has left `time` after it was ready. Requests come in through the same queues, unseen
+  // until they are read: so much of their time is taken to be gone by then, and as much is kept for
+  // their answers.
   void Sent(absl::Duration time) { way_.Observe(time); }
 
   // From now on requests get Unavailable. Waits until those in progress have been answered; false:
