@@ -16,8 +16,8 @@ namespace pyramid {
 namespace {
 
 // Between serving and its p99 on one side, and how long loading takes at saturation on the other:
-// pvt_v2_b0 on two cores, 10 steps: p99 2.4 times what it is without, 7 s; 15: 1.8 times, 20 s;
-// 19: 1.6 times, a minute.
+// pvt_v2_b0 on two cores, 10 steps: p99 1.3 to 1.6 times what it is without, 7 s; 15: 1.3 times, 16
+// to 20 s. (While ports interrupted the network 2.4 and 1.8 times; 19: 1.6 times, a minute.)
 constexpr int kNice = 15;
 constexpr size_t kLeastPasses = 3;
 constexpr size_t kMostPasses = 20;
