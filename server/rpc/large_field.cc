@@ -10,6 +10,7 @@ namespace pyramid {
 namespace {
 
 constexpr size_t kLeast = 4096;
+constexpr size_t kMost = 2 << 20;
 constexpr size_t kMostRest = 64 << 10;
 constexpr int kTagBytes = 5;  // of a tag or a length
 constexpr int kVarintBytes = 10;
@@ -109,7 +110,7 @@ class Finder {
       return true;
     }
     if (length < kLeast) return CopyBytes(length, rest);
-    if (length % sizeof(float) != 0) return false;
+    if (length > kMost || length % sizeof(float) != 0) return false;
     AppendVarint(0, rest);
     LargeField& field = large_.emplace_back();
     field.index = index_;

@@ -23,9 +23,10 @@ struct MessageAround {
 };
 
 // `path`: numbers of the fields from the message to one of bytes or packed floats; the first is
-// repeated, the others aren't. Fields under 4 kB stay in the message. Nothing: none is larger, or
-// the message is broken or unusual in any way (a field that isn't repeated and comes twice, groups,
-// much else beside); parse it whole then.
+// repeated, the others aren't. Fields under 4 kB stay in the message. Nothing: none is larger, one
+// is over 2 MB (gRPC counts its buffers against connections.memory_bytes until they are free), or
+// the message is broken or unusual in any way (a field that isn't repeated and comes twice,
+// groups, much else beside); parse it whole then.
 //
 // Wire format: protobuf.dev/programming-guides/encoding.
 std::optional<MessageAround> FindLargeFields(const Pieces& message, std::span<const int> path);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -131,6 +132,8 @@ TEST(LargeFieldTest, WhatIsUnusualIsParsedWhole) {
   ASSERT_TRUE(Finds(usual));
   EXPECT_FALSE(Finds("")) << "nothing";
   EXPECT_FALSE(Finds(Field(3, Field(2, Field(4, Floats(1000)))))) << "small";
+  EXPECT_TRUE(Finds(Field(3, Field(2, Field(4, Floats(1 << 19))))));
+  EXPECT_FALSE(Finds(Field(3, Field(2, Field(4, Floats((1 << 19) + 1)))))) << "large";
   EXPECT_FALSE(Finds(Field(3, Field(2, values + values)))) << "values twice";
   EXPECT_FALSE(Finds(Field(3, Field(2, values + "\x25" + "1234")))) << "and one more";
   EXPECT_FALSE(Finds(Field(3, Field(2, values) + Field(2, "\x08\x03")))) << "a tensor in two parts";
