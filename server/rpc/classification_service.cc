@@ -1,20 +1,19 @@
 #include "server/rpc/classification_service.h"
 
 #include <array>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "proto/base/status.h"
 #include "server/rpc/handle.h"
 #include "server/security/grpc_credentials.h"
 
 namespace pyramid {
 namespace {
 
-// pictures, tensor, values.
-constexpr std::array<int, 3> kTensorValues = {3, 2, 4};
+constexpr std::array<int, 3> kTensorValues = {v1::ClassifyRequest::kPicturesFieldNumber,
+                                              v1::Picture::kTensorFieldNumber,
+                                              v1::ImageTensor::kValuesFieldNumber};
 
 const char* ServiceName() { return v1::ClassificationService::service_full_name(); }
 
@@ -27,13 +26,11 @@ class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyRes
         rates_(rates) {}
 
  private:
-  absl::Status CheckAtDoor() override {
-    ASSIGN_OR_RETURN(pass_, pipeline_.EnterDoor(DeadlineOf(context())));
-    return absl::OkStatus();
+  absl::StatusOr<Door::Pass> EnterDoor() override {
+    return pipeline_.EnterDoor(DeadlineOf(context()));
   }
 
   void Run() override {
-    pass_.reset();
     AddRequestId(request().request_id(), context());
     if (rates_ != nullptr) {
       const absl::Status passed =
@@ -55,7 +52,6 @@ class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyRes
 
   ClassifyPipeline& pipeline_;
   const RateGate* const rates_;
-  std::optional<Door::Pass> pass_;
 };
 
 }  // namespace

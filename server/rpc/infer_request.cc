@@ -316,7 +316,7 @@ void PutBack(std::vector<LargeField>& large, inference::ModelInferRequest& reque
   for (const LargeField& field : large) {
     std::string& entry = *request.mutable_raw_input_contents(field.index);
     entry.clear();
-    for (const absl::string_view piece : field.bytes) entry.append(piece.data(), piece.size());
+    field.bytes.AppendTo(entry);
   }
   large.clear();
 }

@@ -46,7 +46,8 @@ absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request,
                                     const std::vector<LargeField>& large, int max_pictures);
 
 // Where entries of raw_input_contents are found in a ModelInferRequest.
-inline constexpr std::array<int, 1> kRawInputContents = {7};
+inline constexpr std::array<int, 1> kRawInputContents = {
+    inference::ModelInferRequest::kRawInputContentsFieldNumber};
 
 // Copies into the message what FindLargeFields left outside and PlanInfer wants inside.
 void PutBack(std::vector<LargeField>& large, inference::ModelInferRequest& request);

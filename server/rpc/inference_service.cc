@@ -1,6 +1,5 @@
 #include "server/rpc/inference_service.h"
 
-#include <optional>
 #include <utility>
 
 #include "proto/base/status.h"
@@ -24,13 +23,11 @@ class InferCall final
         rates_(rates) {}
 
  private:
-  absl::Status CheckAtDoor() override {
-    ASSIGN_OR_RETURN(pass_, protocol_.EnterDoor(DeadlineOf(context())));
-    return absl::OkStatus();
+  absl::StatusOr<Door::Pass> EnterDoor() override {
+    return protocol_.EnterDoor(DeadlineOf(context()));
   }
 
   void Run() override {
-    pass_.reset();
     AddRequestId(request().id(), context());
     if (request().inputs_size() != 1 || request().inputs(0).datatype() != "FP32") {
       PutBack(large(), request());
@@ -52,7 +49,6 @@ class InferCall final
 
   const OpenInference& protocol_;
   const RateGate* const rates_;
-  std::optional<Door::Pass> pass_;
 };
 
 }  // namespace

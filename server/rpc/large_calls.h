@@ -5,7 +5,7 @@
 //
 //   class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyResponse> {
 //     // The headers are here.
-//     absl::Status CheckAtDoor() override;
+//     absl::StatusOr<Door::Pass> EnterDoor() override;
 //     // So is request(). Ends with one Answer, from any thread.
 //     void Run() override;
 //     // The answer is on its way.
@@ -36,6 +36,7 @@
 #include "absl/strings/string_view.h"
 #include "server/rpc/handle.h"
 #include "server/rpc/large_field.h"
+#include "server/serving/door.h"
 
 namespace pyramid {
 
@@ -79,13 +80,14 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
 
   // Once, right after construction.
   void Start() {
-    const absl::Status door = CheckAtDoor();
-    if (!door.ok()) return Answer(door);
+    absl::StatusOr<Door::Pass> pass = EnterDoor();
+    if (!pass.ok()) return Answer(pass.status());
+    pass_ = *std::move(pass);
     StartRead(&bytes_);
   }
 
  protected:
-  virtual absl::Status CheckAtDoor() = 0;
+  virtual absl::StatusOr<Door::Pass> EnterDoor() = 0;
   virtual void Run() = 0;
   virtual void Sent(absl::Duration time) = 0;  // since Answer, of one that isn't refused
 
@@ -115,6 +117,7 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
       return Answer(absl::InvalidArgumentError(
           absl::StrCat("the message is no ", Request::descriptor()->full_name())));
     }
+    pass_.reset();
     Run();
   }
   bool Parse() {
@@ -143,6 +146,7 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
   grpc::GenericCallbackServerContext& context_;
   RpcCall call_;
   const std::span<const int> path_;
+  std::optional<Door::Pass> pass_;  // while the message is read
   grpc::ByteBuffer bytes_;
   std::vector<grpc::Slice> slices_;  // what large_ points into
   std::vector<LargeField> large_;

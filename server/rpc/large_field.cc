@@ -1,5 +1,6 @@
 #include "server/rpc/large_field.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -131,7 +132,7 @@ class Finder {
       case kFixed64:
       case kFixed32:
         if (!reader_.Take(type == kFixed64 ? 8 : 4, fixed)) return false;
-        Append(fixed, rest);
+        fixed.AppendTo(rest);
         return true;
       default:
         return false;
@@ -152,12 +153,8 @@ class Finder {
     Pieces bytes;
     if (length > kMostRest || !reader_.Take(length, bytes)) return false;
     AppendVarint(length, rest);
-    Append(bytes, rest);
+    bytes.AppendTo(rest);
     return true;
-  }
-
-  static void Append(const Pieces& bytes, std::string& rest) {
-    for (const absl::string_view piece : bytes) rest.append(piece.data(), piece.size());
   }
 
   Reader reader_;
@@ -169,7 +166,6 @@ class Finder {
 }  // namespace
 
 std::optional<MessageAround> FindLargeFields(const Pieces& message, std::span<const int> path) {
-  if (message.size() < kLeast) return std::nullopt;
   MessageAround around;
   Finder finder(message, path);
   if (!finder.Message(0, message.size(), around.rest)) return std::nullopt;

@@ -57,7 +57,7 @@ class BatchQueue {
     std::vector<float> pixels;  // [channels, height, width], normalised
     // In place of `pixels`: the floats where they came in, perhaps unaligned. Live until `done`.
     Pieces values;
-    bool refuse_non_finite = false;  // of them
+    bool refuse_non_finite = false;
     int height = 0;
     int width = 0;
     CancelFlag cancelled;

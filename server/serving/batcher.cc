@@ -40,36 +40,32 @@ absl::Status CheckFinite(std::span<const float> values) {
       absl::StrCat("tensor.values[", first - values.begin(), "] isn't finite"));
 }
 
-// The floats of a picture: where they are, or copied to `beside`.
-std::span<const float> Floats(const BatchQueue::Picture& picture, bool copy, float* beside) {
-  if (picture.values.empty()) {
-    if (!copy) return picture.pixels;
-    std::copy(picture.pixels.begin(), picture.pixels.end(), beside);
-    return {beside, picture.pixels.size()};
-  }
-  const size_t count = picture.values.size() / sizeof(float);
-  const char* const data = picture.values.Whole().data();
-  if (!copy && picture.values.whole() && reinterpret_cast<uintptr_t>(data) % alignof(float) == 0) {
-    return {reinterpret_cast<const float*>(data), count};
-  }
-  picture.values.CopyTo(beside);
-  return {beside, count};
+Pieces FloatsOf(const BatchQueue::Picture& picture) {
+  return picture.pixels.empty()
+             ? picture.values
+             : Pieces(absl::string_view(reinterpret_cast<const char*>(picture.pixels.data()),
+                                        picture.pixels.size() * sizeof(float)));
+}
+
+bool LieAsFloats(const Pieces& bytes) {
+  return bytes.whole() && reinterpret_cast<uintptr_t>(bytes.Whole().data()) % alignof(float) == 0;
 }
 
 // The pixels of the batch's pictures, one after the other: in `buffer`, or where a single one's
-// are. Pictures whose values must be finite and aren't are answered and leave the batch; others are
+// are. Pictures whose values must be finite and aren't are answered and leave the batch; they are
 // looked through here, where they have just been copied to a near cache.
 std::span<const float> Gather(std::vector<BatchQueue::Waiting>& batch, std::vector<float>& buffer) {
-  const BatchQueue::Picture& first = batch.front().picture;
-  const size_t each = std::max(first.pixels.size(), first.values.size() / sizeof(float));
-  const bool copy = batch.size() > 1;
-  if (buffer.size() < each * batch.size()) buffer.resize(each * batch.size());
-  std::span<const float> pixels;
+  const Pieces first = FloatsOf(batch.front().picture);
+  const size_t each = first.size() / sizeof(float);
+  const bool copy = batch.size() > 1 || !LieAsFloats(first);
+  if (copy && buffer.size() < each * batch.size()) buffer.resize(each * batch.size());
+  const float* const pixels =
+      copy ? buffer.data() : reinterpret_cast<const float*>(first.Whole().data());
   size_t good = 0;
   for (BatchQueue::Waiting& waiting : batch) {
-    pixels = Floats(waiting.picture, copy, buffer.data() + good * each);
-    if (waiting.picture.refuse_non_finite && !waiting.picture.values.empty()) {
-      absl::Status finite = CheckFinite(pixels);
+    if (copy) FloatsOf(waiting.picture).CopyTo(buffer.data() + good * each);
+    if (waiting.picture.refuse_non_finite) {
+      absl::Status finite = CheckFinite({pixels + good * each, each});
       if (!finite.ok()) {
         std::move(waiting.picture.done)(std::move(finite));
         continue;
@@ -79,7 +75,7 @@ std::span<const float> Gather(std::vector<BatchQueue::Waiting>& batch, std::vect
     ++good;
   }
   batch.erase(batch.begin() + static_cast<std::ptrdiff_t>(good), batch.end());
-  return copy ? std::span<const float>(buffer.data(), good * each) : pixels;
+  return {pixels, good * each};
 }
 
 absl::Status TooLate() {

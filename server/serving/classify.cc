@@ -445,7 +445,7 @@ void ClassifyPipeline::Decoded(const std::shared_ptr<Call>& call, int index,
       Batcher::Picture& ready = call->ready.emplace_back();
       ready.pixels = *std::move(pixels);
       if (tensor) ready.values = picture.bytes;
-      ready.refuse_non_finite = options_.refuse_non_finite;
+      ready.refuse_non_finite = tensor && options_.refuse_non_finite;
       ready.height = tensor ? picture.height : preprocessing.crop();
       ready.width = tensor ? picture.width : preprocessing.crop();
       ready.cancelled = call->cancelled;

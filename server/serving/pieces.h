@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/string_view.h"
@@ -46,6 +47,10 @@ class Pieces {
       std::memcpy(to, piece.data(), piece.size());
       to += piece.size();
     }
+  }
+
+  void AppendTo(std::string& out) const {
+    for (const absl::string_view piece : pieces_) out.append(piece.data(), piece.size());
   }
 
   // Whether Whole() can be had.

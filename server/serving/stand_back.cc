@@ -1,5 +1,6 @@
 #include "server/serving/stand_back.h"
 
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -9,9 +10,6 @@
 
 namespace pyramid {
 namespace {
-
-constexpr uint32_t kOther = 0;  // SCHED_OTHER
-constexpr uint32_t kBatch = 3;  // SCHED_BATCH
 
 // As sched_setattr(2) has it; <linux/sched/types.h> and <sched.h> can't be included together.
 struct SchedulingAttributes {
@@ -29,7 +27,8 @@ struct SchedulingAttributes {
 void Set(uint32_t policy, absl::Duration slice) {
   SchedulingAttributes attributes;
   if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return;
-  if (attributes.policy != kOther && attributes.policy != kBatch) return;  // somebody's choice
+  if (attributes.policy != SCHED_OTHER && attributes.policy != SCHED_BATCH)
+    return;  // somebody's choice
   attributes.policy = policy;
   attributes.runtime = static_cast<uint64_t>(absl::ToInt64Nanoseconds(slice));
   syscall(SYS_sched_setattr, 0, &attributes, 0);
@@ -42,11 +41,11 @@ void StandBack(int nice, absl::Duration slice) {
   errno = 0;
   const int before = getpriority(PRIO_PROCESS, thread);
   if (nice > 0 && errno == 0) setpriority(PRIO_PROCESS, thread, before + nice);
-  Set(kOther, slice);
+  Set(SCHED_OTHER, slice);
 }
 
-TurnTaking::TurnTaking() { Set(kBatch, absl::Microseconds(500)); }
+TurnTaking::TurnTaking() { Set(SCHED_BATCH, absl::Microseconds(500)); }
 
-TurnTaking::~TurnTaking() { Set(kOther, absl::ZeroDuration()); }
+TurnTaking::~TurnTaking() { Set(SCHED_OTHER, absl::ZeroDuration()); }
 
 }  // namespace pyramid

@@ -44,9 +44,9 @@ def on(apart, cores):
 
 class Served:
     """A server of ours; a context manager. `programs`: the folder with our programs. `program`: pyramid-server or null_server.
-    `apart`: the server on the first core, its load on the others."""
+    `apart`: the server on the first core, its load on the others. `network_us`: what a picture takes in null_server."""
 
-    def __init__(self, programs, program, variant="pvt_v2_b0", classes=1000, channels=3, dtype="bf16", config="", apart=False):
+    def __init__(self, programs, program, variant="pvt_v2_b0", classes=1000, channels=3, dtype="bf16", config="", apart=False, network_us=0.0):
         self.apart = apart
         self.programs = programs
         self.folder = tempfile.TemporaryDirectory(prefix="pyramid-serving-")
@@ -62,7 +62,7 @@ class Served:
         self.log = open(self.path("log"), "w")
         self.process = subprocess.Popen(
             [*on(apart, "0"), self.program(program), "--data", self.path("data"), "--config", self.path("server.yaml"), "--grpc-port", "0", "--http-port",
-             "0", "--metrics-port", "0"], stdout=self.log, stderr=self.log)
+             "0", "--metrics-port", "0"], stdout=self.log, stderr=self.log, env={**os.environ, "PYRAMID_NULL_US": str(network_us)})
         self.pid = self.process.pid
         self.address_file = os.path.join(self.path("data"), "server.json")
         until = time.time() + 60

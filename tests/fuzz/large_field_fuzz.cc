@@ -19,8 +19,8 @@ constexpr std::array<int, 3> kTensorValues = {3, 2, 4};
 constexpr std::array<int, 1> kRaw = {7};
 
 std::string Text(const Pieces& pieces) {
-  std::string text(pieces.size(), '\0');
-  pieces.CopyTo(text.data());
+  std::string text;
+  pieces.AppendTo(text);
   return text;
 }
 

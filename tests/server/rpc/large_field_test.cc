@@ -26,8 +26,8 @@ Pieces Split(absl::string_view message, size_t each) {
 }
 
 std::string Text(const Pieces& pieces) {
-  std::string text(pieces.size(), '\0');
-  pieces.CopyTo(text.data());
+  std::string text;
+  pieces.AppendTo(text);
   return text;
 }
 
