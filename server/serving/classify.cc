@@ -410,7 +410,7 @@ void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, Work
       absl::MutexLock lock(&call->mutex);
       call->failure.Update(useless);
     }
-    return Decoded(call, index, std::move(useless), absl::ZeroDuration());
+    return Decoded(call, index, std::move(useless), std::nullopt);
   }
   const PictureView& picture = call->views[static_cast<size_t>(index)];
   absl::StatusOr<std::vector<float>> pixels =
@@ -420,7 +420,6 @@ void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, Work
                                  options_.decode);
   }
   const absl::Duration duration = clock_.Now() - started;
-  call->metrics->ObserveStage(Stage::kDecode, duration);
   if (picture.kind == PictureView::Kind::kEncoded) {
     decode_times_[static_cast<size_t>(size)].Observe(duration);
   }
@@ -431,13 +430,14 @@ void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, Work
 // Pictures go to the batcher as soon as they fill a batch or none is left to decode: one at a time
 // would make a batch of one first.
 void ClassifyPipeline::Decoded(const std::shared_ptr<Call>& call, int index,
-                               absl::StatusOr<std::vector<float>> pixels, absl::Duration duration) {
+                               absl::StatusOr<std::vector<float>> pixels,
+                               std::optional<absl::Duration> duration) {
   Batcher& batcher = call->model->batcher();
   const v1::Preprocessing& preprocessing = call->model->manifest().preprocessing();
   bool last = false;
   {
     absl::MutexLock lock(&call->mutex);
-    call->decode += duration;
+    call->decode += duration.value_or(absl::ZeroDuration());
     --call->undecoded;
     if (pixels.ok()) {
       const PictureView& picture = call->views[static_cast<size_t>(index)];
@@ -461,6 +461,8 @@ void ClassifyPipeline::Decoded(const std::shared_ptr<Call>& call, int index,
       batcher.Submit(call->room, std::exchange(call->ready, {}));
     }
     if (call->undecoded == 0) call->room = Batcher::Room();  // of those that couldn't be decoded
+    // Here: who sees it knows that the picture is in the queue; who has the answer sees it.
+    if (duration.has_value()) call->metrics->ObserveStage(Stage::kDecode, *duration);
   }
   if (last) Finish(*call);
 }

@@ -127,8 +127,9 @@ class ClassifyPipeline {
   absl::Duration UntilDecoded(const Batcher::Request& request,
                               std::optional<WorkPool::Size> size) const;
   void Decode(const std::shared_ptr<Call>& call, int index, WorkPool::Size size);
+  // `duration`: none if it wasn't tried.
   void Decoded(const std::shared_ptr<Call>& call, int index,
-               absl::StatusOr<std::vector<float>> pixels, absl::Duration duration);
+               absl::StatusOr<std::vector<float>> pixels, std::optional<absl::Duration> duration);
   void Answered(const std::shared_ptr<Call>& call, int index,
                 absl::StatusOr<Batcher::Answer> answer);
   void Finish(Call& call);
