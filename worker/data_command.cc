@@ -124,7 +124,7 @@ absl::Status Verify(const DataFlags& flags) {
   std::vector<int64_t> per_class(data->classes().size());
   for (int64_t i = flags.first; i < flags.first + count; ++i) {
     ++per_class[data->label(i)];
-    const absl::StatusOr<RgbImage> image = data->Read(i, 3);
+    const absl::StatusOr<RgbImage> image = data->Read(i, 3, /*apply_exif=*/true);
     if (image.ok()) continue;
     ++bad;
     std::fprintf(stderr, "bad: %s\n", std::string(image.status().message()).c_str());

@@ -54,7 +54,8 @@ absl::StatusOr<PreparedPictures> PrepareFirst(const Dataset& dataset,
                                               const v1::Preprocessing& preprocessing, int count) {
   PreparedPictures prepared;
   for (int64_t i = 0; i < dataset.size() && prepared.count < count; ++i) {
-    const absl::StatusOr<RgbImage> image = dataset.Read(i, preprocessing.channels());
+    const absl::StatusOr<RgbImage> image =
+        dataset.Read(i, preprocessing.channels(), preprocessing.exif() == "apply");
     if (!image.ok()) continue;
     const absl::StatusOr<std::vector<float>> pixels = Preprocess(*image, preprocessing);
     if (!pixels.ok()) return Annotate(pixels.status(), dataset.NameOf(i));

@@ -26,7 +26,7 @@ void TryPicture(const Dataset& dataset, int64_t index) {
   Require(label >= 0 && label < static_cast<int>(dataset.classes().size()),
           "labels lie within the classes");
   for (const int channels : {1, 3}) {
-    const auto image = dataset.Read(index, channels);
+    const auto image = dataset.Read(index, channels, true);
     Require(image.ok(), "a picture of an open file can be read");
     Require(image->pixels.size() == static_cast<size_t>(image->width) *
                                         static_cast<size_t>(image->height) *

@@ -24,9 +24,9 @@ class Dataset {
   virtual const std::vector<std::string>& classes() const = 0;  // names by label
   virtual int label(int64_t index) const = 0;                   // 0..classes-1
 
-  // InvalidArgument: undecodable; the message names the picture. NotFound, Internal: the file can't
-  // be read.
-  virtual absl::StatusOr<RgbImage> Read(int64_t index, int channels) const = 0;
+  // `apply_exif`: turned as its file says. InvalidArgument: undecodable; the message names the
+  // picture. NotFound, Internal: the file can't be read.
+  virtual absl::StatusOr<RgbImage> Read(int64_t index, int channels, bool apply_exif) const = 0;
 
   // The file as it lies on disk, or PNG bytes for pictures that aren't files of their own.
   virtual absl::StatusOr<std::string> ReadEncoded(int64_t index) const = 0;

@@ -155,7 +155,7 @@ class IdxDataset final : public Dataset {
   const std::vector<std::string>& classes() const override { return classes_; }
   int label(int64_t index) const override { return static_cast<uint8_t>(labels_[8 + index]); }
 
-  absl::StatusOr<RgbImage> Read(int64_t index, int channels) const override {
+  absl::StatusOr<RgbImage> Read(int64_t index, int channels, bool /*apply_exif*/) const override {
     const int64_t area = int64_t{height_} * width_;
     const auto* grey = reinterpret_cast<const uint8_t*>(pixels_.data()) + 16 + index * area;
     RgbImage image{.width = width_, .height = height_, .channels = channels};
@@ -169,7 +169,7 @@ class IdxDataset final : public Dataset {
   }
 
   absl::StatusOr<std::string> ReadEncoded(int64_t index) const override {
-    ASSIGN_OR_RETURN(const RgbImage image, Read(index, 1));
+    ASSIGN_OR_RETURN(const RgbImage image, Read(index, 1, false));
     return EncodePng(image);
   }
   std::string Extension(int64_t) const override { return ".png"; }

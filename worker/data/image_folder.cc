@@ -53,9 +53,9 @@ class ImageFolder final : public Dataset {
   const std::vector<std::string>& classes() const override { return classes_; }
   int label(int64_t index) const override { return pictures_[index].label; }
 
-  absl::StatusOr<RgbImage> Read(int64_t index, int channels) const override {
+  absl::StatusOr<RgbImage> Read(int64_t index, int channels, bool apply_exif) const override {
     ASSIGN_OR_RETURN(const std::string bytes, ReadEncoded(index));
-    absl::StatusOr<RgbImage> image = DecodeImage(bytes, channels, /*apply_exif=*/true);
+    absl::StatusOr<RgbImage> image = DecodeImage(bytes, channels, apply_exif);
     if (!image.ok()) return Annotate(image.status(), NameOf(index));
     return image;
   }

@@ -165,7 +165,7 @@ absl::StatusOr<RgbImage> ReadOrSubstitute(const Dataset& dataset, const Recipe& 
                                           int64_t& index) {
   CounterRandom random(RandomStream::kSubstitute, recipe.seed, epoch, position);
   while (true) {
-    absl::StatusOr<RgbImage> image = dataset.Read(index, recipe.in_channels);
+    absl::StatusOr<RgbImage> image = dataset.Read(index, recipe.in_channels, /*apply_exif=*/true);
     if (image.ok()) return image;
     RETURN_IF_ERROR(bad.Count(index, image.status()));
     index = random.Below(dataset.size());
@@ -220,7 +220,7 @@ std::unique_ptr<Loader> MakeEvalLoader(const Dataset& dataset, const EvalLoaderO
     batch.labels.clear();
     batch.pictures.clear();
     for (const int64_t index : plan.indices) {
-      absl::StatusOr<RgbImage> image = dataset.Read(index, p.channels());
+      absl::StatusOr<RgbImage> image = dataset.Read(index, p.channels(), p.exif() == "apply");
       if (!image.ok()) {
         RETURN_IF_ERROR(bad.Count(index, image.status()));
         continue;

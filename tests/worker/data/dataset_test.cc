@@ -55,11 +55,11 @@ TEST_F(IdxTest, ReadsPicturesAndLabels) {
   EXPECT_EQ(data->classes()[9], "Ankle boot");
   for (const int i : {0, 19}) {
     EXPECT_EQ(data->label(i), split.labels[i]);
-    ASSERT_OK_AND_ASSIGN(const RgbImage grey, data->Read(i, 1));
+    ASSERT_OK_AND_ASSIGN(const RgbImage grey, data->Read(i, 1, true));
     const std::vector<uint8_t> expected(split.pixels.begin() + i * 784,
                                         split.pixels.begin() + (i + 1) * 784);
     EXPECT_EQ(grey.pixels, expected);
-    ASSERT_OK_AND_ASSIGN(const RgbImage rgb, data->Read(i, 3));
+    ASSERT_OK_AND_ASSIGN(const RgbImage rgb, data->Read(i, 3, true));
     for (int k = 0; k < 784 * 3; ++k) ASSERT_EQ(rgb.pixels[k], expected[k / 3]);
     ASSERT_OK_AND_ASSIGN(const std::string png, data->ReadEncoded(i));
     ASSERT_OK_AND_ASSIGN(const RgbImage back, DecodeImage(png, 1, true));
@@ -78,7 +78,7 @@ TEST_F(IdxTest, ReadsGzippedFiles) {
   }
   ASSERT_OK_AND_ASSIGN(auto zipped, Open());
   for (int i = 0; i < 20; ++i) {
-    EXPECT_EQ(zipped->Read(i, 1)->pixels, plain->Read(i, 1)->pixels);
+    EXPECT_EQ(zipped->Read(i, 1, true)->pixels, plain->Read(i, 1, true)->pixels);
     EXPECT_EQ(zipped->label(i), plain->label(i));
   }
   // Cut off in the middle of the compressed data.
@@ -190,8 +190,8 @@ TEST_F(ImageFolderTest, LabelsFollowTheAlphabet) {
   ASSERT_EQ(data->size(), 3);
   EXPECT_EQ(data->label(0), 0);
   EXPECT_EQ(data->label(2), 1);
-  EXPECT_EQ(data->Read(0, 3)->pixels[0], 30);
-  EXPECT_EQ(data->Read(1, 3)->pixels[0], 20);
+  EXPECT_EQ(data->Read(0, 3, true)->pixels[0], 30);
+  EXPECT_EQ(data->Read(1, 3, true)->pixels[0], 20);
   EXPECT_EQ(data->Extension(1), ".png");
 }
 
@@ -213,7 +213,8 @@ TEST_F(ImageFolderTest, AnUndecodablePictureIsNamed) {
   Put("train/a/1.png", 1);
   ASSERT_OK(WriteFileSynced(folder_ / "train/a/2.jpg", "not a picture at all"));
   ASSERT_OK_AND_ASSIGN(auto data, OpenDataset("imagenet", folder_.path(), "train"));
-  EXPECT_THAT(data->Read(1, 3), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("2.jpg")));
+  EXPECT_THAT(data->Read(1, 3, true),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("2.jpg")));
 }
 
 }  // namespace

@@ -3,12 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <map>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "model/preprocess.h"
+#include "proto/base/file.h"
+#include "tests/testing/images.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/temp_folder.h"
+#include "worker/data/dataset.h"
 #include "worker/data/order.h"
 
 namespace pyramid {
@@ -25,7 +31,7 @@ class FakeDataset final : public Dataset {
   int64_t size() const override { return size_; }
   const std::vector<std::string>& classes() const override { return classes_; }
   int label(int64_t index) const override { return static_cast<int>(index % 10); }
-  absl::StatusOr<RgbImage> Read(int64_t index, int channels) const override {
+  absl::StatusOr<RgbImage> Read(int64_t index, int channels, bool /*apply_exif*/) const override {
     if (std::find(bad_.begin(), bad_.end(), index) != bad_.end())
       return absl::InvalidArgumentError(NameOf(index) + ": cut off");
     RgbImage image{.width = 28, .height = 28, .channels = channels};
@@ -53,6 +59,47 @@ Recipe SmallRecipe() {
   recipe.batch_size = 8;
   recipe.epoch_size = 2;
   return recipe;
+}
+
+v1::Preprocessing ColourPreprocessing() {
+  v1::Preprocessing p;
+  p.set_channels(3);
+  v1::Resize& resize = *p.mutable_resize();
+  resize.set_side(64);
+  resize.set_kernel("bicubic");
+  resize.set_antialias("pillow");
+  resize.set_other_side("floor");
+  p.set_crop(56);
+  for (const double value : {0.485, 0.456, 0.406}) p.add_mean(value);
+  for (const double value : {0.229, 0.224, 0.225}) p.add_std(value);
+  return p;
+}
+
+// What validation sees is what the endpoint sees, also where files are turned or not RGB.
+TEST(EvalLoaderTest, PicturesAreTheEndpoints) {
+  testing::TempFolder folder;
+  const std::vector<std::string> names = {"cmyk.jpg", "exif_6.jpg", "gray.jpg", "rgba.png"};
+  std::filesystem::create_directories(folder / "val/a");
+  for (const std::string& name : names) {
+    ASSERT_OK(WriteFileAtomically(folder / "val/a" / name, testing::GoldenImage(name)));
+  }
+  ASSERT_OK_AND_ASSIGN(const auto data, OpenDataset("imagenet", folder.path(), "val"));
+  for (const char* exif : {"apply", "ignore"}) {
+    EvalLoaderOptions options{.batch = 4, .begin = 0, .end = data->size()};
+    options.preprocessing = ColourPreprocessing();
+    options.preprocessing.set_exif(exif);
+    BadPictures bad(data->size());
+    const auto loader = MakeEvalLoader(*data, options, bad);
+    ASSERT_OK_AND_ASSIGN(const Batch* batch, loader->Take());
+    ASSERT_EQ(batch->count, 4);
+    std::vector<float> expected;
+    for (const std::string& name : names) {
+      ASSERT_OK_AND_ASSIGN(const std::vector<float> pixels,
+                           DecodeAndPreprocess(testing::GoldenImage(name), options.preprocessing));
+      expected.insert(expected.end(), pixels.begin(), pixels.end());
+    }
+    EXPECT_EQ(batch->pixels, expected) << exif;
+  }
 }
 
 struct Seen {
