@@ -1,13 +1,16 @@
 #include "server/serving/loading.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <span>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "model/thread_limit.h"
 #include "proto/base/status.h"
 #include "server/serving/stand_back.h"
@@ -16,8 +19,10 @@ namespace pyramid {
 namespace {
 
 // Between serving and its p99 on one side, and how long loading takes at saturation on the other:
-// pvt_v2_b0 on two cores, 10 steps: p99 1.3 to 1.6 times what it is without, 7 s; 15: 1.3 times, 16
-// to 20 s. (While ports interrupted the network 2.4 and 1.8 times; 19: 1.6 times, a minute.)
+// pvt_v2_b0 on two cores (Zen 4), 10 steps: p99 1.3 to 1.6 times what it is without, 7 s; 15: 1.3
+// times, 16 to 20 s. Where the network is faster the nice thread hurts more, as those that wake up
+// queue for the other core (Zen 5: 1.7 to 3 times); one that stands aside counts as an idle core
+// (1.2 to 1.4 times). At saturation it would take minutes, hence the limit.
 constexpr int kNice = 15;
 constexpr size_t kLeastPasses = 3;
 constexpr size_t kMostPasses = 20;
@@ -47,15 +52,25 @@ class Blanks {
 
 }  // namespace
 
-void RunBesideServing(int threads, DeviceTurns* device, absl::FunctionRef<void()> work) {
+void RunBesideServing(int threads, DeviceTurns* device, absl::FunctionRef<void()> work,
+                      absl::Duration aside) {
   std::optional<DeviceTurns::Guest> guest;
   if (device != nullptr) guest.emplace(*device);
-  std::thread([&] {
+  absl::Notification done;
+  std::atomic<int> stands_aside{0};  // the thread that does
+  std::thread thread([&] {
     pthread_setname_np(pthread_self(), "model-load");
     StandBack(kNice, absl::Milliseconds(1));
+    // Threads that those of a larger pass make would stand aside for ever.
+    if (threads == 1 && StandAside()) stands_aside = gettid();
     const ThreadLimit limit(threads);
     work();
-  }).join();
+    done.Notify();
+  });
+  if (!done.WaitForNotificationWithTimeout(aside) && stands_aside != 0) {
+    EndStandingAside(stands_aside);
+  }
+  thread.join();
 }
 
 std::vector<int> WarmUpSizes(int largest, absl::string_view device) {

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <thread>
 
 namespace pyramid {
 namespace {
@@ -23,15 +24,26 @@ struct SchedulingAttributes {
   uint64_t period = 0;
 };
 
+bool Get(int thread, SchedulingAttributes& attributes) {
+  return syscall(SYS_sched_getattr, thread, &attributes, sizeof attributes, 0) == 0;
+}
+
+bool IsOrdinary(const SchedulingAttributes& attributes) {
+  return attributes.policy == SCHED_OTHER || attributes.policy == SCHED_BATCH;
+}
+
 // Of an ordinary thread; zero: the kernel's slice, 1 to 3 ms.
 void Set(uint32_t policy, absl::Duration slice) {
   SchedulingAttributes attributes;
-  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return;
-  if (attributes.policy != SCHED_OTHER && attributes.policy != SCHED_BATCH)
-    return;  // somebody's choice
+  if (!Get(0, attributes) || !IsOrdinary(attributes)) return;  // somebody's choice
   attributes.policy = policy;
   attributes.runtime = static_cast<uint64_t>(absl::ToInt64Nanoseconds(slice));
   syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+
+bool SetPolicy(int thread, SchedulingAttributes attributes, uint32_t policy) {
+  attributes.policy = policy;
+  return syscall(SYS_sched_setattr, thread, &attributes, 0) == 0;
 }
 
 }  // namespace
@@ -42,6 +54,22 @@ void StandBack(int nice, absl::Duration slice) {
   const int before = getpriority(PRIO_PROCESS, thread);
   if (nice > 0 && errno == 0) setpriority(PRIO_PROCESS, thread, before + nice);
   Set(SCHED_OTHER, slice);
+}
+
+// Whether there is a way back is tried while nothing depends on it.
+bool StandAside() {
+  SchedulingAttributes before;
+  if (!Get(0, before) || !IsOrdinary(before)) return false;
+  bool back = false;
+  std::thread([&] {
+    back = SetPolicy(0, before, SCHED_IDLE) && SetPolicy(0, before, before.policy);
+  }).join();
+  return back && SetPolicy(0, before, SCHED_IDLE);
+}
+
+void EndStandingAside(int thread) {
+  SchedulingAttributes now;
+  if (Get(thread, now)) SetPolicy(thread, now, SCHED_OTHER);
 }
 
 TurnTaking::TurnTaking() { Set(SCHED_BATCH, absl::Microseconds(500)); }

@@ -13,6 +13,14 @@ namespace pyramid {
 // `slice` 0.1 to 100 ms.
 void StandBack(int nice, absl::Duration slice = absl::Milliseconds(3));
 
+// For the calling thread: it computes only while a core has nothing else to do (SCHED_IDLE), and
+// whoever wakes up is given that core at once. False, and nothing has changed: it couldn't be ended
+// by EndStandingAside, for which Linux wants CAP_SYS_NICE or an RLIMIT_NICE of 20 less the thread's
+// nice value.
+bool StandAside();
+// Of that thread (gettid), by any: it has its share again.
+void EndStandingAside(int thread);
+
 // While it lives, the threads and processes that the calling thread makes react: one that wakes up
 // waits for the slice of the thread that has its core instead of interrupting it (SCHED_BATCH), and
 // then comes first. What comes in meanwhile is done in one go: under five times the load that can

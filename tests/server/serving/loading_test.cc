@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 
 #include "absl/time/clock.h"
 #include "model/thread_limit.h"
+#include "server/serving/stand_back.h"
 #include "tests/testing/fake_classifier.h"
 #include "tests/testing/status_matchers.h"
 
@@ -43,6 +45,33 @@ TEST(LoadingTest, WorkBesideServingHasAThreadALimitAndPatience) {
   EXPECT_EQ(worker_nice, std::max(15, nice));
   EXPECT_EQ(NiceOfThisThread(), nice);
   EXPECT_EQ(ThreadLimit::Of(64), 64);
+}
+
+TEST(LoadingTest, WorkStandsAsideOnlyForAWhileWhereItMay) {
+  if (sched_getscheduler(0) != SCHED_OTHER) GTEST_SKIP() << "started with a policy of its own";
+  bool may = false;
+  std::thread([&] {
+    StandBack(15);
+    may = StandAside();
+  }).join();
+  int first = -1, later = -1, nice = -1;
+  const int before = NiceOfThisThread();
+  RunBesideServing(
+      1, nullptr,
+      [&] {
+        first = sched_getscheduler(0);
+        const absl::Time until = absl::Now() + absl::Seconds(5);
+        do {
+          later = sched_getscheduler(0);
+        } while (later == SCHED_IDLE && absl::Now() < until);
+        nice = NiceOfThisThread();
+      },
+      absl::Milliseconds(50));
+  EXPECT_EQ(first, may ? SCHED_IDLE : SCHED_OTHER);
+  EXPECT_EQ(later, SCHED_OTHER);
+  EXPECT_EQ(nice, std::min(19, before + 15));
+  RunBesideServing(2, nullptr, [&] { first = sched_getscheduler(0); });
+  EXPECT_EQ(first, SCHED_OTHER) << "more threads than its own";
 }
 
 TEST(LoadingTest, LimitsNestAndNeverRaise) {
