@@ -67,6 +67,7 @@ void VisitConfig(ServerConfig& c, Visitor&& visit) {
   visit("connections", "max_age", c.connections.max_age);
   visit("connections", "max_age_grace", c.connections.max_age_grace);
   visit("connections", "memory_bytes", c.connections.memory_bytes);
+  visit("connections", "max_http", c.connections.max_http);
   visit("connections", "bdp_probe", c.connections.bdp_probe);
   visit("training", "cpu_workers", c.training.cpu_workers);
   visit("training", "cuda_devices", c.training.cuda_devices);
@@ -240,6 +241,7 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
       InRange("server.connections.max_age", n.max_age, absl::ZeroDuration(), absl::Hours(24 * 24)));
   RETURN_IF_ERROR(InRange("server.connections.max_age_grace", n.max_age_grace, absl::ZeroDuration(),
                           absl::Hours(24)));
+  RETURN_IF_ERROR(InRange("server.connections.max_http", n.max_http, 1, 4096));
   RETURN_IF_ERROR(InRange<int64_t>("server.connections.memory_bytes", n.memory_bytes,
                                    4 * c.serving.max_message_bytes, int64_t{1} << 40));
   const ServerConfig::Serving& s = c.serving;

@@ -93,7 +93,7 @@ struct ServerConfig {
                                           // keys
   } security;
 
-  // Of the gRPC port.
+  // Of the gRPC port; max_http and memory_bytes of the HTTP port too.
   struct Connections {
     absl::Duration min_ping_interval = absl::Seconds(10);  // of a client's pings
     absl::Duration keepalive_time = absl::Seconds(60);     // idle time after which we ping
@@ -101,7 +101,8 @@ struct ServerConfig {
     absl::Duration max_age = absl::ZeroDuration();  // clients connect anew, perhaps elsewhere; 0:
                                                     // never
     absl::Duration max_age_grace = absl::Seconds(60);  // for calls in progress then
-    int64_t memory_bytes = 1 << 30;                    // of what all connections receive and send
+    int64_t memory_bytes = 1 << 30;  // of what all connections receive and send; of HTTP's bodies
+    int max_http = 256;              // HTTP connections that have requests answered at a time
     bool bdp_probe = false;  // windows grow with the connection; else 64 kB, and a larger message
                              // is asked for once its call is let in
   } connections;

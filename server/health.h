@@ -16,11 +16,12 @@
 
 namespace pyramid {
 
-// "" and every gRPC service serve from the start; a model's name serves while the model can answer
-// requests that name it alone. A name that never was one is NOT_FOUND, in Watch SERVICE_UNKNOWN.
+// Every gRPC service serves from the start; a model's name serves while the model can answer
+// requests that name it alone, "" unless all models have failed. A name that never was one is
+// NOT_FOUND, in Watch SERVICE_UNKNOWN.
 class HealthFeed {
  public:
-  // Each model's name and whether it is ready. Called from a thread of this object.
+  // Each model's name and whether it is ready, and "". Called from a thread of this object.
   using Readiness = std::function<std::map<std::string, bool>()>;
 
   // `health` must outlive it.

@@ -1,7 +1,6 @@
 #include "server/http.h"
 
 #include <httplib.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <sys/socket.h>
 
@@ -13,10 +12,16 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "proto/base/log.h"
+#include "server/http_connections.h"
 #include "server/rpc/rest_json.h"
+#include "server/serving/pushback.h"
 
 namespace pyramid {
 namespace {
@@ -26,19 +31,30 @@ constexpr int kBacklog = 512;             // the library's 5 makes a burst of co
 constexpr size_t kMaxPath = 1024;         // bytes
 constexpr time_t kKeepAliveSeconds = 10;  // between requests
 constexpr size_t kRequestsOfConnection = 1'000'000;
+constexpr int kThreadsBeside = 256;  // for connections without a place: health, refusals
+constexpr absl::Duration kComeBack = absl::Seconds(1);  // without a place
+constexpr double kSlowestBody = 2000;                   // bytes per second
 
 // A thread for each connection, made when it is needed and kept. The library's own pool is of a
 // fixed size: so many idle connections would shut out everybody else.
 class ConnectionThreads final : public httplib::TaskQueue {
  public:
-  explicit ConnectionThreads(int max_threads) : max_threads_(max_threads) {}
+  ConnectionThreads(HttpConnections& connections, int max_threads, absl::Duration longest_silence)
+      : connections_(connections),
+        max_threads_(static_cast<size_t>(max_threads)),
+        longest_silence_(longest_silence) {}
 
   void enqueue(std::function<void()> connection) override {
-    absl::MutexLock lock(&mutex_);
-    waiting_.push_back(std::move(connection));
-    if (waiting_.size() > idle_ && threads_.size() < static_cast<size_t>(max_threads_)) {
-      threads_.emplace_back([this] { Run(); });
+    bool many = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      waiting_.push_back(std::move(connection));
+      if (waiting_.size() > idle_ && threads_.size() < max_threads_) {
+        threads_.emplace_back([this] { Run(); });
+      }
+      many = threads_.size() - idle_ + kThreadsBeside / 2 > max_threads_;
     }
+    if (many) connections_.CloseSilent(longest_silence_);
   }
 
   void shutdown() override {
@@ -66,11 +82,15 @@ class ConnectionThreads final : public httplib::TaskQueue {
         connection = std::move(waiting_.front());
         waiting_.pop_front();
       }
+      connections_.Open();
       connection();
+      connections_.Close();
     }
   }
 
-  const int max_threads_;
+  HttpConnections& connections_;
+  const size_t max_threads_;
+  const absl::Duration longest_silence_;
   absl::Mutex mutex_;
   std::deque<std::function<void()>> waiting_ ABSL_GUARDED_BY(mutex_);
   size_t idle_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -85,31 +105,6 @@ class Listener final : public Base {
   using Base::Base;
   void Deepen() { ::listen(this->svr_sock_, kBacklog); }
 };
-
-// Requests between their first line and the end of their answer. A connection is served by one
-// thread, which marks itself.
-class InProgress {
- public:
-  void Begin() {
-    absl::MutexLock lock(&mutex_);
-    if (!std::exchange(this_thread_, true)) ++count_;
-  }
-  void End() {
-    absl::MutexLock lock(&mutex_);
-    if (std::exchange(this_thread_, false)) --count_;
-  }
-  void AwaitNone() {
-    absl::MutexLock lock(&mutex_);
-    const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return count_ == 0; };
-    mutex_.Await(absl::Condition(&none));
-  }
-
- private:
-  static thread_local bool this_thread_;
-  absl::Mutex mutex_;
-  int count_ ABSL_GUARDED_BY(mutex_) = 0;
-};
-thread_local bool InProgress::this_thread_ = false;
 
 // Room for a body in what all bodies may take together; given back when it goes.
 class BodyRoom {
@@ -129,6 +124,15 @@ class BodyRoom {
   const int64_t limit_;
   int64_t mine_ = 0;
 };
+
+HttpKind KindOf(absl::string_view path) {
+  if (path == "/healthz" || path == "/readyz" || absl::StartsWith(path, "/v2/health/")) {
+    return HttpKind::kHealth;
+  }
+  if (absl::StartsWith(path, "/v2/repository/")) return HttpKind::kRepository;
+  if (!absl::StartsWith(path, "/v2/models/")) return HttpKind::kOther;
+  return absl::EndsWith(path, "/infer") ? HttpKind::kInfer : HttpKind::kModel;
+}
 
 void Send(RestReply reply, httplib::Response& response) {
   response.status = reply.status;
@@ -172,7 +176,7 @@ struct HttpServer::State {
   std::unique_ptr<httplib::Server> server;
   std::function<void()> deepen;  // its Listener's
   std::atomic<int64_t> body_bytes{0};
-  InProgress in_progress;
+  HttpConnections connections{options.max_connections};
   int port = 0;
   std::thread thread;
 
@@ -185,9 +189,6 @@ struct HttpServer::State {
               const httplib::ContentReader* reader);
   RestReply ReadBody(const httplib::ContentReader& reader, BodyRoom& room, std::string& body,
                      bool& whole) const;
-  // Wakes the threads of connections that wait for another request; the library leaves them to
-  // their time limit. It sends nothing on a connection that can't be read any more.
-  void EndIdleConnections() const;
 };
 
 // Of the request that this thread serves.
@@ -237,11 +238,17 @@ void HttpServer::State::Log(const httplib::Request& http, const httplib::Respons
 // An error if the body isn't there as a whole; status 200 otherwise.
 RestReply HttpServer::State::ReadBody(const httplib::ContentReader& reader, BodyRoom& room,
                                       std::string& body, bool& whole) const {
+  const absl::Time started = absl::Now();
   absl::Status refused;
   whole = reader([&](const char* data, size_t size) {
     if (static_cast<int64_t>(body.size() + size) > options.max_body_bytes) {
       refused = absl::InvalidArgumentError(
           absl::StrCat("the body has more than ", options.max_body_bytes, " bytes"));
+      return false;
+    }
+    if (absl::Now() - started >
+        options.body_time + absl::Seconds(static_cast<double>(body.size()) / kSlowestBody)) {
+      refused = absl::DeadlineExceededError("the body comes too slowly");
       return false;
     }
     if (!room.Take(static_cast<int64_t>(size))) {
@@ -254,6 +261,9 @@ RestReply HttpServer::State::ReadBody(const httplib::ContentReader& reader, Body
   if (absl::IsInvalidArgument(refused)) {
     return {.status = 413, .body = ErrorJson(refused.message())};
   }
+  if (absl::IsDeadlineExceeded(refused)) {
+    return {.status = 408, .body = ErrorJson(refused.message())};
+  }
   if (!refused.ok()) return ErrorReply(refused);
   if (!whole) return ErrorReply(absl::InvalidArgumentError("the body can't be read"));
   return {};
@@ -265,7 +275,9 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
     return http.get_header_value(std::string(name).c_str());
   };
   std::string body;
-  RestRequest request{.method = http.method, .path = http.path, .header = header};
+  RestRequest request{.method = http.method, .path = http.path, .header = header, .gone = [this] {
+                        return connections.HungUp();
+                      }};
   const absl::Status admitted = options.admit(request);
   // Without either header there is no body, and the library would wait for the connection's end.
   const bool has_body = http.has_header("Content-Length") || http.has_header("Transfer-Encoding");
@@ -290,29 +302,16 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
   Send(ForClient(admitted.ok() ? options.answer(request) : ErrorReply(admitted)), response);
 }
 
-void HttpServer::State::EndIdleConnections() const {
-  for (int fd = 0; fd < FD_SETSIZE; ++fd) {
-    sockaddr_storage address{};
-    socklen_t length = sizeof(address);
-    if (getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) continue;
-    int local = -1;
-    if (address.ss_family == AF_INET) {
-      local = ntohs(reinterpret_cast<sockaddr_in*>(&address)->sin_port);
-    } else if (address.ss_family == AF_INET6) {
-      local = ntohs(reinterpret_cast<sockaddr_in6*>(&address)->sin6_port);
-    }
-    // Whoever has our port here is a connection to us.
-    if (local == port) ::shutdown(fd, SHUT_RD);
-  }
-}
-
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
   auto state = std::make_unique<State>(std::move(options));
   State* const raw = state.get();
   raw->MakeServer();
   httplib::Server& server = *raw->server;
   if (!server.is_valid()) return absl::InternalError("OpenSSL can't serve HTTPS");
-  server.new_task_queue = [raw] { return new ConnectionThreads(raw->options.max_connections); };
+  server.new_task_queue = [raw] {
+    return new ConnectionThreads(raw->connections, raw->options.max_connections + kThreadsBeside,
+                                 raw->options.longest_silence);
+  };
   // The library's default also sets SO_REUSEPORT, which would let two servers share a port
   // unnoticed.
   server.set_socket_options([](socket_t socket) {
@@ -345,13 +344,24 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
   server.set_post_routing_handler(
       [](const httplib::Request&, httplib::Response& response) { SetType(response); });
   server.set_logger([raw](const httplib::Request& request, const httplib::Response& response) {
-    raw->in_progress.End();  // it has been sent
+    raw->connections.EndRequest();  // the answer has been sent
+    raw->options.ended(KindOf(request.path), response.status);
     raw->Log(request, response);
   });
   server.set_pre_routing_handler([raw](const httplib::Request& request,
                                        httplib::Response& response) {
-    raw->in_progress.Begin();
+    const bool placed =
+        raw->connections.BeginRequest(absl::StrCat(request.remote_addr, ":", request.remote_port));
     raw->Begin(request, response);
+    if (!placed && KindOf(request.path) != HttpKind::kHealth) {
+      SendAndClose(ErrorReply(WithPushback(
+                       absl::UnavailableError(absl::StrCat(
+                           raw->options.max_connections,
+                           " connections have requests already, as many as may; come back later")),
+                       kComeBack)),
+                   response);
+      return httplib::Server::HandlerResponse::Handled;
+    }
     if (request.path.size() <= kMaxPath && (request.method == "GET" || request.method == "POST")) {
       return httplib::Server::HandlerResponse::Unhandled;
     }
@@ -389,6 +399,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
                      " for HTTP: the port is in use or the address isn't this machine's; "
                      "choose another with --http-port"));
   }
+  raw->connections.Listen(raw->port);
   raw->deepen();
   raw->thread = std::thread([raw] { raw->server->listen_after_bind(); });
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(state)));
@@ -396,12 +407,20 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
 
 HttpServer::HttpServer(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
-HttpServer::~HttpServer() {
+HttpServer::~HttpServer() { Shutdown(absl::InfiniteFuture()); }
+
+void HttpServer::Shutdown(absl::Time until) {
+  if (!state_->thread.joinable()) return;
   // stop() before the loop has begun would be lost.
   while (!state_->server->is_running()) std::this_thread::yield();
   state_->server->stop();
-  state_->in_progress.AwaitNone();
-  state_->EndIdleConnections();
+  HttpConnections& connections = state_->connections;
+  if (!connections.AwaitAnswered(until)) {
+    log::Warning("drain_timeout", {{"what", "HTTP requests"}});
+    connections.CutOff();
+    connections.AwaitAnswered(absl::InfiniteFuture());
+  }
+  connections.EndReading();  // the library leaves those that are idle to their time limit
   state_->thread.join();
 }
 

@@ -63,6 +63,12 @@ const Histogram::BucketBoundaries& WaitBounds() {
   return bounds;
 }
 
+const Histogram::BucketBoundaries& ConfidenceBounds() {
+  static const Histogram::BucketBoundaries bounds{0.05, 0.1, 0.2, 0.3, 0.4,  0.5,
+                                                  0.6,  0.7, 0.8, 0.9, 0.95, 0.99};
+  return bounds;
+}
+
 const Histogram::BucketBoundaries& BatchBounds() {
   static const Histogram::BucketBoundaries bounds{1, 2, 4, 8, 16, 32, 64, 128, 256};
   return bounds;
@@ -98,6 +104,23 @@ constexpr std::array<absl::StatusCode, 8> kClassifyCodes{
     absl::StatusCode::kInternal,
 };
 
+constexpr std::array<std::pair<HttpKind, absl::string_view>, 5> kHttpKinds{{
+    {HttpKind::kHealth, "health"},
+    {HttpKind::kInfer, "infer"},
+    {HttpKind::kModel, "model"},
+    {HttpKind::kRepository, "repository"},
+    {HttpKind::kOther, "other"},
+}};
+
+std::string HttpKindLabel(HttpKind kind) {
+  for (const auto& [known, text] : kHttpKinds) {
+    if (known == kind) return std::string(text);
+  }
+  return "other";
+}
+
+constexpr int kMostClasses = 100;  // with a series each
+
 constexpr int kGrpcCodes = 17;  // OK … Unauthenticated
 
 std::string StateLabel(v1::JobState state) {
@@ -128,32 +151,6 @@ std::vector<const google::protobuf::MethodDescriptor*> KnownMethods() {
 absl::string_view GrpcType(const google::protobuf::MethodDescriptor& method) {
   if (method.client_streaming()) return method.server_streaming() ? "bidi_stream" : "client_stream";
   return method.server_streaming() ? "server_stream" : "unary";
-}
-
-// Seconds since 1970 at which this process started; now, where /proc doesn't say.
-double ProcessStartSeconds() {
-  std::ifstream stat("/proc/self/stat");
-  std::stringstream text;
-  text << stat.rdbuf();
-  const std::string line = text.str();
-  double boot = 0;
-  std::ifstream global("/proc/stat");
-  for (std::string word; global >> word;) {
-    if (word == "btime") {
-      global >> boot;
-      break;
-    }
-  }
-  // The name, in parentheses, may hold blanks; starttime is the 20th field after it, in ticks of 10
-  // ms.
-  const size_t close = line.rfind(')');
-  if (close != std::string::npos && boot > 0) {
-    const std::vector<std::string> fields =
-        absl::StrSplit(line.substr(close + 1), ' ', absl::SkipEmpty());
-    double ticks = 0;
-    if (fields.size() > 19 && absl::SimpleAtod(fields[19], &ticks)) return boot + ticks / 100.0;
-  }
-  return static_cast<double>(absl::ToUnixSeconds(absl::Now()));
 }
 
 // The series of one family that have been made, by labels, so that they can be found again and
@@ -202,8 +199,6 @@ struct Metrics::Families {
   // Process.
   Family<Gauge>& build_info =
       NewGauge("pyramid_build_info", "Version of the program; the value is 1.");
-  Family<Gauge>& process_start =
-      NewGauge("process_start_time_seconds", "Start of the process, seconds since 1970-01-01.");
 
   // Serving.
   Family<Counter>& requests = NewCounter(
@@ -232,6 +227,16 @@ struct Metrics::Families {
       NewGauge("pyramid_serving_inflight_requests", "Classify requests being answered.");
   Family<Gauge>& model_info = NewGauge("pyramid_serving_model_info",
                                        "The version in service of each model; the value is 1.");
+  Family<Gauge>& model_ready =
+      NewGauge("pyramid_serving_model_ready",
+               "1 while the model answers requests that name it alone, otherwise 0.");
+  Family<Histogram>& confidence = NewHistogram("pyramid_serving_confidence_ratio",
+                                               "Probability of the best class of a picture, 0..1.");
+  Family<Counter>& predictions = NewCounter(
+      "pyramid_serving_predictions_total",
+      "Pictures answered by their best class's index; of models with at most 100 classes.");
+  Family<Counter>& http_requests = NewCounter(
+      "pyramid_http_requests_total", "Requests of the HTTP port ended, by kind and status.");
   Family<Gauge>& alias_version =
       NewGauge("pyramid_serving_alias_version", "The version that an alias of a model names.");
   Family<Gauge>& traffic_ratio =
@@ -245,6 +250,8 @@ struct Metrics::Families {
                                               "Model versions that couldn't be put into service.");
   Family<Counter>& rpc_handled =
       NewCounter("grpc_server_handled_total", "RPCs ended on the server, by code.");
+  Family<Counter>& rpc_started =
+      NewCounter("grpc_server_started_total", "RPCs begun on the server.");
   Family<Histogram>& rpc_seconds =
       NewHistogram("grpc_server_handling_seconds", "Time of an RPC on the server.");
   Family<Counter>& refused_calls = NewCounter(
@@ -296,10 +303,12 @@ struct Metrics::Families {
   absl::Mutex mutex;
   std::map<std::string, std::unique_ptr<ModelMetrics>, std::less<>> models ABSL_GUARDED_BY(mutex);
   std::map<std::string, Gauge*, std::less<>> model_infos ABSL_GUARDED_BY(mutex);
+  SeriesMap<Counter> http_counters ABSL_GUARDED_BY(mutex);
   SeriesMap<Gauge> alias_gauges ABSL_GUARDED_BY(mutex);
   SeriesMap<Gauge> traffic_gauges ABSL_GUARDED_BY(mutex);
   // By service and method, made at the start.
   struct RpcSeries {
+    Counter* started = nullptr;
     Histogram* seconds = nullptr;
     std::array<Counter*, kGrpcCodes> handled{};
   };
@@ -324,6 +333,7 @@ struct Metrics::Families {
                           const std::string& type) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     RpcSeries& series = rpcs[service][method];
     Labels labels{{"grpc_type", type}, {"grpc_service", service}, {"grpc_method", method}};
+    series.started = &rpc_started.Add(labels);
     series.seconds = &rpc_seconds.Add(labels, LatencyBounds());
     for (int code = 0; code < kGrpcCodes; ++code) {
       labels["grpc_code"] = std::string(GrpcCodeName(static_cast<absl::StatusCode>(code)));
@@ -356,12 +366,14 @@ class ModelMetricsImpl final : public ModelMetrics {
     Family<Counter>& requests;
     Family<Counter>& images;
     Family<Counter>& batches;
+    Family<Counter>& predictions;
   };
   struct Series {
     std::map<Rejection, Counter*> rejected;
     std::map<Stage, Histogram*> stages;
     Histogram& request_seconds;
     Histogram& batch_size;
+    Histogram& confidence;
     Gauge& queue;
     Gauge& queue_capacity;
     Gauge& predicted_wait;
@@ -392,6 +404,16 @@ class ModelMetricsImpl final : public ModelMetrics {
     MakeBatchSeries(series, version);
     series.images->Increment(images);
     series.batches->Increment();
+  }
+  void ObserveAnswer(int index, int classes, double probability) override {
+    series_.confidence.Observe(probability);
+    if (classes > kMostClasses) return;
+    absl::MutexLock lock(&mutex_);
+    while (static_cast<int>(predictions_.size()) < classes) {
+      predictions_.push_back(&families_.predictions.Add(
+          {{"model", model_}, {"class", absl::StrCat(predictions_.size())}}));
+    }
+    predictions_.at(static_cast<size_t>(index))->Increment();
   }
   void AddQueue(int images, int capacity) override {
     series_.queue.Increment(images);
@@ -453,6 +475,7 @@ class ModelMetricsImpl final : public ModelMetrics {
   const Series series_;
   absl::Mutex mutex_;
   std::map<int64_t, VersionSeries> versions_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Counter*> predictions_ ABSL_GUARDED_BY(mutex_);  // by class
 };
 
 }  // namespace
@@ -460,7 +483,6 @@ class ModelMetricsImpl final : public ModelMetrics {
 Metrics::Metrics() : families_(std::make_unique<Families>()) {
   Families& f = *families_;
   f.build_info.Add({{"version", PYRAMID_VERSION}}).Set(1);
-  f.process_start.Add({}).Set(ProcessStartSeconds());
   absl::MutexLock lock(&f.mutex);
   for (int state = v1::QUEUED; state <= v1::JobState_MAX; ++state) {
     f.state_gauges.At(f.jobs, {{"state", StateLabel(static_cast<v1::JobState>(state))}});
@@ -471,6 +493,9 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
     if (failure != v1::FAILURE_CLASS_UNSPECIFIED) {
       f.checkpoint_failure_counters.At(f.checkpoint_failures, {{"cause", label}});
     }
+  }
+  for (const auto& [kind, text] : kHttpKinds) {
+    f.http_counters.At(f.http_requests, {{"kind", std::string(text)}, {"status", "200"}});
   }
   for (const google::protobuf::MethodDescriptor* method : KnownMethods()) {
     f.AddRpc(method->service()->full_name(), method->name(), std::string(GrpcType(*method)));
@@ -493,6 +518,7 @@ ModelMetrics& Metrics::ForModel(absl::string_view model) {
         .stages = {},
         .request_seconds = f.request_seconds.Add(labels, LatencyBounds()),
         .batch_size = f.batch_size.Add(labels, BatchBounds()),
+        .confidence = f.confidence.Add(labels, ConfidenceBounds()),
         .queue = f.queue.Add(labels),
         .queue_capacity = f.queue_capacity.Add(labels),
         .predicted_wait = f.predicted_wait.Add(labels)};
@@ -505,8 +531,10 @@ ModelMetrics& Metrics::ForModel(absl::string_view model) {
     }
     f.load_seconds.Add(labels, FileBounds());
     f.load_failures.Add(labels);
+    f.model_ready.Add(labels);
     made = std::make_unique<ModelMetricsImpl>(
-        name, ModelMetricsImpl::Families{f.requests, f.images, f.batches}, std::move(series));
+        name, ModelMetricsImpl::Families{f.requests, f.images, f.batches, f.predictions},
+        std::move(series));
   }
   return *made;
 }
@@ -522,6 +550,10 @@ void Metrics::SetModelInfo(absl::string_view model, int64_t version, absl::strin
   info = &f.model_info.Add(
       {{"model", name}, {"version", absl::StrCat(version)}, {"digest", std::string(digest)}});
   info->Set(1);
+}
+
+void Metrics::SetModelReady(absl::string_view model, bool ready) {
+  families_->model_ready.Add({{"model", std::string(model)}}).Set(ready ? 1 : 0);
 }
 
 void Metrics::DropModelInfo(absl::string_view model) {
@@ -557,6 +589,12 @@ void Metrics::ObserveModelLoad(absl::string_view model, absl::Duration duration,
   if (!ok) families_->load_failures.Add(labels).Increment();
 }
 
+void Metrics::StartRpc(absl::string_view service, absl::string_view method) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  f.FindRpc(service, method).started->Increment();
+}
+
 void Metrics::CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
                        absl::Duration duration) {
   Families& f = *families_;
@@ -567,6 +605,14 @@ void Metrics::CountRpc(absl::string_view service, absl::string_view method, absl
   }
   series->seconds->Observe(absl::ToDoubleSeconds(duration));
   series->handled.at(static_cast<size_t>(code))->Increment();
+}
+
+void Metrics::CountHttp(HttpKind kind, int status) {
+  Families& f = *families_;
+  absl::MutexLock lock(&f.mutex);
+  f.http_counters
+      .At(f.http_requests, {{"kind", HttpKindLabel(kind)}, {"status", absl::StrCat(status)}})
+      .Increment();
 }
 
 void Metrics::CountRefusedCall(Refusal reason) {

@@ -54,6 +54,9 @@ class ModelMetrics {
   virtual void ObserveBatch(
       int64_t version,
       int images) = 0;  // …batch_size_images{model}, …images_total, …batches_total{model,version}
+  // …confidence_ratio{model}, and …predictions_total{model,class} of a model with few classes. The
+  // best class of a picture.
+  virtual void ObserveAnswer(int index, int classes, double probability) = 0;
   // Changes …queue_images and …queue_capacity_images{model}, which are sums over the loaded
   // versions.
   virtual void AddQueue(int images, int capacity) = 0;
@@ -64,6 +67,9 @@ class ModelMetrics {
   virtual void StartVersion(int64_t version) = 0;
   virtual void DropVersion(int64_t version) = 0;
 };
+
+// What a request of the HTTP port is about.
+enum class HttpKind { kHealth, kInfer, kModel, kRepository, kOther };
 
 class Metrics {
  public:
@@ -81,16 +87,20 @@ class Metrics {
   void SetModelInfo(
       absl::string_view model, int64_t version,
       absl::string_view digest);  // pyramid_serving_model_info = 1; drops the old version's
-  void DropModelInfo(absl::string_view model);  // nothing of it is stable or loaded
+  void SetModelReady(absl::string_view model, bool ready);  // pyramid_serving_model_ready{model}
+  void DropModelInfo(absl::string_view model);              // nothing of it is stable or loaded
   // pyramid_serving_alias_version{model,alias}, pyramid_serving_traffic_ratio{model,alias} of the
   // alias that shares traffic; aliases that are gone lose theirs.
   void SetAliases(const v1::ModelState& state);
   void ObserveModelLoad(absl::string_view model, absl::Duration duration,
                         bool ok);  // pyramid_serving_model_load_duration_seconds, …failures_total
+  // grpc_server_started_total{grpc_type,grpc_service,grpc_method}
+  void StartRpc(absl::string_view service, absl::string_view method);
   // grpc_server_handled_total, grpc_server_handling_seconds
   // {grpc_type,grpc_service,grpc_method[,grpc_code]}
   void CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
                 absl::Duration duration);
+  void CountHttp(HttpKind kind, int status);  // pyramid_http_requests_total{kind,status}
   // Calls refused before their message was read.
   enum class Refusal {
     kAuth,  // no key, or one that isn't known or has expired

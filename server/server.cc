@@ -29,6 +29,7 @@
 #include "server/health.h"
 #include "server/http.h"
 #include "server/metrics.h"
+#include "server/process_metrics.h"
 #include "server/rpc/classification_service.h"
 #include "server/rpc/inference_service.h"
 #include "server/rpc/large_calls.h"
@@ -262,6 +263,7 @@ struct Server::Parts {
   const ServerConfig config;
   std::unique_ptr<FolderLock> lock;
   Metrics metrics;
+  const std::shared_ptr<ProcessMetrics> process = std::make_shared<ProcessMetrics>();
   const PublicText text;
   std::unique_ptr<Access> access;
   std::shared_ptr<TlsFiles> tls;  // null: plain text
@@ -288,6 +290,8 @@ struct Server::Parts {
   std::unique_ptr<prometheus::Exposer> exposer;
   std::string metrics_address;
 
+  // Takes work: it has started, isn't ending, and not all of its models have failed.
+  bool Ready() const { return ready.load() && registry->Answers(); }
   absl::Status Guard();
   absl::Status Listen();
   absl::Status ListenGrpc();
@@ -378,7 +382,11 @@ absl::Status Server::Parts::ListenGrpc() {
                                v1::ModelService::service_full_name(),
                                v1::TrainingService::service_full_name(),
                                v1::WorkerService::service_full_name()},
-      [this] { return registry->Readiness(); });
+      [this] {
+        std::map<std::string, bool> names = registry->Readiness();
+        names[""] = registry->Answers();
+        return names;
+      });
   return absl::OkStatus();
 }
 
@@ -387,7 +395,10 @@ absl::Status Server::Parts::ListenHttp() {
   options.host = config.host;
   options.port = config.http_port;
   options.max_body_bytes = config.serving.max_message_bytes;
-  options.ready = [this] { return ready.load(); };
+  options.max_all_bodies_bytes = config.connections.memory_bytes;
+  options.max_connections = config.connections.max_http;
+  options.ready = [this] { return Ready(); };
+  options.ended = [this](HttpKind kind, int status) { metrics.CountHttp(kind, status); };
   options.admit = [this](const RestRequest& request) {
     return guard->Admit(request.method, request.path, HeaderCredentials(request).view());
   };
@@ -395,8 +406,7 @@ absl::Status Server::Parts::ListenHttp() {
   options.tls = tls.get();
   options.answer = [this](RestRequest& request) {
     const HeaderCredentials credentials(request);
-    const auto caller = access->Identify(credentials.view());
-    if (caller.ok() && *caller != nullptr) request.actor = (*caller)->name();
+    request.actor = guard->CallerName(credentials.view());
     request.charge = [this, &credentials,
                       model = ModelInPath(request.path)](int pictures) -> absl::Status {
       return rates->Pass(credentials.view(), model, pictures);
@@ -413,6 +423,7 @@ absl::Status Server::Parts::ListenMetrics() {
   try {
     exposer = std::make_unique<prometheus::Exposer>(wanted, 2);
     exposer->RegisterCollectable(metrics.registry());
+    exposer->RegisterCollectable(process);
     metrics_address = absl::StrCat(host, ":", exposer->GetListeningPorts().at(0));
   } catch (const std::exception&) {
     return absl::UnavailableError(
@@ -464,7 +475,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
       OpenInference::Options{.server_version = PYRAMID_VERSION,
                              .device = absolute.serving.device,
                              .batching = RegistryOptions(absolute).batching,
-                             .ready = [&p] { return p.ready.load(); }},
+                             .ready = [&p] { return p.Ready(); }},
       *p.pipeline, *p.registry);
   p.inference = std::make_unique<InferenceService>(*p.open_inference, p.metrics, p.rates.get());
   p.rest = std::make_unique<RestV2>(*p.open_inference);
@@ -520,7 +531,8 @@ void Server::Drain() {
   // end waits for every idle client to acknowledge it, and one that isn't polling its channel never
   // does.
   p.grpc->Shutdown(absl::ToChronoTime(absl::Now() + absl::Milliseconds(500)));
-  p.http = nullptr;  // waits for its answers in progress
+  p.http->Shutdown(until);
+  p.http = nullptr;
   log::Info("drained", {{"calls_begun", p.calls->begun()}, {"calls_ended", p.calls->ended()}});
 }
 

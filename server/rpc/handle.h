@@ -60,7 +60,9 @@ class RpcCall {
  public:
   // Names as in the protocol: "pyramid.v1.TrainingService", "GetJob".
   RpcCall(Metrics& metrics, absl::string_view service, absl::string_view method)
-      : metrics_(metrics), service_(service), method_(method), started_(absl::Now()) {}
+      : metrics_(metrics), service_(service), method_(method), started_(absl::Now()) {
+    metrics_.StartRpc(service_, method_);
+  }
 
   // Counts the call and gives the status to finish it with. Once. server/security/call_log.h writes
   // the log.

@@ -325,10 +325,11 @@ absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request,
                                     const std::vector<LargeField>& large, int max_pictures) {
   InferPlan plan;
   ASSIGN_OR_RETURN(const VersionText version, ParseVersionText(request.model_version()));
-  plan.classify.set_model(request.model_name());
+  const absl::string_view model = ViewOf(request.model_name()).model;
+  plan.classify.set_model(std::string(model));
   plan.classify.set_version(version.number);
   if (!version.alias.empty()) {
-    plan.classify.set_model(absl::StrCat(request.model_name(), "@", version.alias));
+    plan.classify.set_model(absl::StrCat(model, "@", version.alias));
   }
   plan.classify.set_request_id(request.id());
   RETURN_IF_ERROR(ReadParameters(request, plan));
@@ -358,7 +359,8 @@ absl::StatusOr<inference::ModelInferResponse> AnswerInfer(
     }
   }
   inference::ModelInferResponse response;
-  response.set_model_name(classified.model());
+  const bool files = ViewOf(request.model_name()).files;
+  response.set_model_name(absl::StrCat(classified.model(), files ? kFilesView : ""));
   response.set_model_version(absl::StrCat(classified.version()));
   response.set_id(request.id());
   (*response.mutable_parameters())["digest"].set_string_param(classified.digest());

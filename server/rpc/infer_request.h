@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "proto/classification.pb.h"
 #include "proto/open_inference.pb.h"
@@ -29,6 +30,18 @@ struct InferPlan {
   std::vector<Output> outputs;
   absl::Duration timeout = absl::InfiniteDuration();
 };
+
+// Metadata can name one type for an input: "fashion:files" is the model "fashion", described as one
+// that takes files. Requests to either may hold either.
+inline constexpr absl::string_view kFilesView = ":files";
+struct ModelView {
+  absl::string_view model;  // of the name
+  bool files = false;
+};
+inline ModelView ViewOf(absl::string_view name) {
+  const bool files = absl::ConsumeSuffix(&name, kFilesView);
+  return {.model = name, .files = files};
+}
 
 // What version a text means: a number, an alias, or neither for the stable one.
 struct VersionText {

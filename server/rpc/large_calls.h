@@ -112,7 +112,10 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
 
  private:
   void OnReadDone(bool ok) override {
-    if (!ok) return Answer(absl::InvalidArgumentError("the call has no message"));
+    if (!ok) {
+      return Answer(cancelled_->load() ? absl::CancelledError("the caller left")
+                                       : absl::InvalidArgumentError("the call has no message"));
+    }
     if (!Parse()) {
       return Answer(absl::InvalidArgumentError(
           absl::StrCat("the message is no ", Request::descriptor()->full_name())));

@@ -73,6 +73,13 @@ inference::ModelStatistics ToProto(const ModelVersion& version) {
   return out;
 }
 
+// Of the input, batch first.
+std::vector<int64_t> ShapeOf(const v1::ModelVersion& model, bool files) {
+  if (files) return {-1, 1};
+  const int crop = model.preprocessing().crop();
+  return {-1, model.network().in_channels(), crop, crop};
+}
+
 template <typename Request>
 absl::Status CheckRepositoryRequest(const Request& request) {
   if (request.model_name().empty() && !request.repository_name().empty()) {
@@ -105,13 +112,17 @@ OpenInference::OpenInference(Options options, ClassifyPipeline& pipeline, ModelR
 void OpenInference::Infer(const inference::ModelInferRequest& request, Caller caller,
                           Done done) const {
   // An unknown model first, whatever else is wrong.
-  if (registry_.MetricsOf(request.model_name()) == nullptr) {
-    const auto unknown = registry_.Find(request.model_name(), 0);
+  const absl::string_view model = ViewOf(request.model_name()).model;
+  if (registry_.MetricsOf(model) == nullptr) {
+    const auto unknown = registry_.Find(model, 0);
     if (!unknown.ok()) return std::move(done)(unknown.status());
   }
   absl::StatusOr<InferPlan> planned =
       PlanInfer(request, caller.large, pipeline_.options().max_pictures);
-  if (!planned.ok()) return std::move(done)(planned.status());
+  if (!planned.ok()) {
+    CountInvalid(model, planned.status());
+    return std::move(done)(planned.status());
+  }
   if (caller.charge != nullptr) {
     absl::Status charged = caller.charge(static_cast<int>(planned->pictures.size()));
     if (!charged.ok()) return std::move(done)(std::move(charged));
@@ -129,6 +140,13 @@ void OpenInference::Infer(const inference::ModelInferRequest& request, Caller ca
       });
 }
 
+void OpenInference::CountInvalid(absl::string_view model, const absl::Status& status) const {
+  ModelMetrics* const metrics = registry_.MetricsOf(ViewOf(model).model);
+  if (metrics == nullptr) return;
+  metrics->CountRequest(0, status.code());
+  metrics->CountRejection(ModelMetrics::Rejection::kInvalid, 1);
+}
+
 inference::ServerMetadataResponse OpenInference::ServerMetadata() const {
   inference::ServerMetadataResponse response;
   response.set_name("pyramid");
@@ -139,8 +157,9 @@ inference::ServerMetadataResponse OpenInference::ServerMetadata() const {
   return response;
 }
 
-absl::StatusOr<v1::ModelVersion> OpenInference::Describe(absl::string_view name,
+absl::StatusOr<v1::ModelVersion> OpenInference::Describe(absl::string_view view,
                                                          absl::string_view version) const {
+  const absl::string_view name = ViewOf(view).model;
   std::vector<v1::ModelVersion> all = registry_.List();
   std::vector<v1::ModelVersion> versions;
   for (v1::ModelVersion& one : all) {
@@ -180,18 +199,16 @@ absl::StatusOr<inference::ModelMetadataResponse> OpenInference::ModelMetadata(
     absl::string_view name, absl::string_view version) const {
   ASSIGN_OR_RETURN(const v1::ModelVersion model, Describe(name, version));
   inference::ModelMetadataResponse response;
-  response.set_name(model.name());
+  response.set_name(std::string(name));
   for (const v1::ModelVersion& one : registry_.List()) {
     if (one.name() == model.name()) response.add_versions(absl::StrCat(one.version()));
   }
   response.set_platform(std::string(kPlatform));
   auto& input = *response.add_inputs();
   input.set_name(std::string(kImageInput));
-  input.set_datatype("FP32");
-  const int crop = model.preprocessing().crop();
-  for (const int64_t dimension : {-1, model.network().in_channels(), crop, crop}) {
-    input.add_shape(dimension);
-  }
+  const bool files = ViewOf(name).files;
+  input.set_datatype(files ? "BYTES" : "FP32");
+  for (const int64_t dimension : ShapeOf(model, files)) input.add_shape(dimension);
   auto& output = *response.add_outputs();
   output.set_name(std::string(kProbabilitiesOutput));
   output.set_datatype("FP32");
@@ -212,26 +229,26 @@ absl::StatusOr<inference::ModelConfigResponse> OpenInference::ModelConfig(
   ASSIGN_OR_RETURN(const v1::ModelVersion model, Describe(name, version));
   inference::ModelConfigResponse response;
   inference::ModelConfig& config = *response.mutable_config();
-  config.set_name(model.name());
+  config.set_name(std::string(name));
   config.set_platform(std::string(kPlatform));
   config.set_backend(std::string(kPlatform));
   config.mutable_version_policy()->mutable_all();
   config.set_max_batch_size(pipeline_.options().max_pictures);
   inference::ModelInput& input = *config.add_input();
   input.set_name(std::string(kImageInput));
-  input.set_data_type(inference::TYPE_FP32);
-  input.set_format(inference::ModelInput::FORMAT_NCHW);
-  const int crop = model.preprocessing().crop();
-  for (const int64_t dimension : {model.network().in_channels(), crop, crop}) {
-    input.add_dims(dimension);
-  }
+  const bool files = ViewOf(name).files;
+  input.set_data_type(files ? inference::TYPE_STRING : inference::TYPE_FP32);
+  if (!files) input.set_format(inference::ModelInput::FORMAT_NCHW);
+  const std::vector<int64_t> shape = ShapeOf(model, files);
+  input.mutable_dims()->Add(shape.begin() + 1, shape.end());  // without the batch
   inference::ModelOutput& output = *config.add_output();
   output.set_name(std::string(kProbabilitiesOutput));
   output.set_data_type(inference::TYPE_FP32);
   output.add_dims(model.network().num_classes());
   inference::ModelInstanceGroup& instances = *config.add_instance_group();
   instances.set_name(absl::StrCat(model.name(), "_", options_.device));
-  instances.set_count(1);
+  instances.set_count(options_.batching.device == nullptr ? 1
+                                                          : options_.batching.device->instances());
   instances.set_kind(options_.device == "cpu" ? inference::ModelInstanceGroup::KIND_CPU
                                               : inference::ModelInstanceGroup::KIND_GPU);
   inference::ModelDynamicBatching& batching = *config.mutable_dynamic_batching();
@@ -275,7 +292,10 @@ absl::StatusOr<inference::ModelStatisticsResponse> OpenInference::ModelStatistic
   for (const v1::ModelVersion& one : wanted) {
     if (!one.loaded()) continue;
     const auto loaded = registry_.Find(one.name(), one.version());
-    if (loaded.ok() && *loaded != nullptr) *response.add_model_stats() = ToProto(**loaded);
+    if (!loaded.ok() || *loaded == nullptr) continue;
+    inference::ModelStatistics& statistics = *response.add_model_stats();
+    statistics = ToProto(**loaded);
+    if (!name.empty()) statistics.set_name(std::string(name));
   }
   if (!name.empty() && response.model_stats().empty()) {
     return absl::UnavailableError(absl::StrCat(
@@ -302,6 +322,14 @@ absl::StatusOr<inference::RepositoryIndexResponse> OpenInference::RepositoryInde
     } else if (!ready) {
       entry.set_reason("not loaded; the first request that names it loads it");
     }
+  }
+  if (request.ready()) return response;
+  for (const ModelRegistry::Damaged& one : registry_.ListDamaged()) {
+    auto& entry = *response.add_models();
+    entry.set_name(one.name);
+    entry.set_version(absl::StrCat(one.version));
+    entry.set_state("UNAVAILABLE");
+    entry.set_reason(one.why);
   }
   return response;
 }

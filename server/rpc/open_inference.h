@@ -52,6 +52,9 @@ class OpenInference {
   // proto/open_inference.proto, and what ClassifyPipeline::Classify returns.
   void Infer(const inference::ModelInferRequest& request, Caller caller, Done done) const;
 
+  // Counts a request to `model` that was refused before Infer.
+  void CountInvalid(absl::string_view model, const absl::Status& status) const;
+
   // As ClassifyPipeline has them.
   void Sent(absl::Duration time) const { pipeline_.Sent(time); }
   absl::StatusOr<Door::Pass> EnterDoor(absl::Time deadline) const {
@@ -60,7 +63,8 @@ class OpenInference {
 
   bool ServerReady() const { return options_.ready(); }
   inference::ServerMetadataResponse ServerMetadata() const;
-  // A version is a number, an alias, or empty for the stable one.
+  // A version is a number, an alias, or empty for the stable one. Names may be those of views
+  // (infer_request.h); answers name what was asked for.
   bool ModelReady(absl::string_view name, absl::string_view version) const;
   //   NotFound         no such model, version or alias
   //   InvalidArgument  the version is neither
@@ -82,7 +86,7 @@ class OpenInference {
                       absl::string_view actor);
 
  private:
-  absl::StatusOr<v1::ModelVersion> Describe(absl::string_view name,
+  absl::StatusOr<v1::ModelVersion> Describe(absl::string_view view,
                                             absl::string_view version) const;
 
   const Options options_;

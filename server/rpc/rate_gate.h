@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "server/rpc/infer_request.h"
 #include "server/security/access.h"
 #include "server/serving/model_registry.h"
 
@@ -20,7 +21,7 @@ class RateGate {
   absl::Status Pass(const Credentials& credentials, absl::string_view model, int images) const {
     absl::Status status = access_.Charge(credentials, images);
     if (status.ok()) return status;
-    if (ModelMetrics* metrics = registry_.MetricsOf(model); metrics != nullptr) {
+    if (ModelMetrics* metrics = registry_.MetricsOf(ViewOf(model).model); metrics != nullptr) {
       metrics->CountRequest(0, status.code());
       metrics->CountRejection(ModelMetrics::Rejection::kRate, images);
     }

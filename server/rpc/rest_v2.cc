@@ -1,6 +1,8 @@
 #include "server/rpc/rest_v2.h"
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 #include <optional>
 
 #include "absl/status/statusor.h"
@@ -12,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "proto/base/status.h"
 #include "server/rpc/infer_request.h"
 #include "server/rpc/rest_json.h"
@@ -21,6 +24,7 @@ namespace pyramid {
 namespace {
 
 constexpr char kHeaderLength[] = "Inference-Header-Content-Length";
+constexpr absl::Duration kLookAtClient = absl::Milliseconds(50);
 constexpr int kPictureClasses = 5;  // told of a picture that is posted as it is
 
 template <typename Message>
@@ -190,18 +194,24 @@ RestReply RestV2::Post(const std::vector<absl::string_view>& path, RestRequest& 
 RestReply RestV2::Infer(absl::string_view name, absl::string_view version,
                         RestRequest& request) const {
   absl::StatusOr<inference::ModelInferRequest> read = ReadInfer(request);
-  if (!read.ok()) return ErrorReply(read.status());
+  if (!read.ok()) {
+    protocol_.CountInvalid(name, read.status());
+    return ErrorReply(read.status());
+  }
   read->set_model_name(std::string(name));
   read->set_model_version(std::string(version));
 
   absl::StatusOr<inference::ModelInferResponse> answer;
   absl::Notification done;
-  protocol_.Infer(*read, {.charge = std::move(request.charge)},
+  const auto cancelled = std::make_shared<std::atomic<bool>>(false);
+  protocol_.Infer(*read, {.cancelled = cancelled, .charge = std::move(request.charge)},
                   [&](absl::StatusOr<inference::ModelInferResponse> result) {
                     answer = std::move(result);
                     done.Notify();
                   });
-  done.WaitForNotification();
+  while (!done.WaitForNotificationWithTimeout(kLookAtClient)) {
+    if (request.gone != nullptr && request.gone()) cancelled->store(true);
+  }
   if (!answer.ok()) return ErrorReply(answer.status());
 
   InferBody written = WriteInferBody(*read, *answer);

@@ -25,6 +25,8 @@ struct RestRequest {
   std::string actor;  // who asks, for the record of changes
   // As OpenInference::Caller::charge.
   absl::AnyInvocable<absl::Status(int pictures)> charge;
+  // Whether the client has hung up; asked by the answering thread while it waits. Null: never.
+  absl::AnyInvocable<bool()> gone;
 };
 
 struct RestReply {

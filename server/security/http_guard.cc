@@ -34,7 +34,41 @@ bool UsePair(SSL* ssl, const TlsPem& pem) {
   return true;
 }
 
+// As gRPC has it: the first alternative name, else the common name.
+std::string ClientNameOf(X509* certificate) {
+  std::string found;
+  auto* names = static_cast<GENERAL_NAMES*>(
+      X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
+  for (int i = 0; names != nullptr && found.empty() && i < sk_GENERAL_NAME_num(names); ++i) {
+    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
+    if (name->type != GEN_DNS && name->type != GEN_URI && name->type != GEN_EMAIL) continue;
+    found.assign(reinterpret_cast<const char*>(ASN1_STRING_get0_data(name->d.ia5)),
+                 static_cast<size_t>(ASN1_STRING_length(name->d.ia5)));
+  }
+  GENERAL_NAMES_free(names);
+  if (!found.empty()) return found;
+  char common[256] = "";
+  X509_NAME_get_text_by_NID(X509_get_subject_name(certificate), NID_commonName, common,
+                            sizeof(common));
+  return common;
+}
+
+// Of the connection that this thread serves: its handshake ran here too.
+thread_local std::string t_client_name;
+
+void NoteClient(const SSL* ssl, int where, int /*result*/) {
+  if ((where & SSL_CB_HANDSHAKE_START) != 0) t_client_name.clear();
+  if ((where & SSL_CB_HANDSHAKE_DONE) == 0) return;
+  const X509Ptr certificate(SSL_get1_peer_certificate(ssl));
+  if (certificate != nullptr) t_client_name = ClientNameOf(certificate.get());
+}
+
 }  // namespace
+
+std::string HttpGuard::CallerName(const Credentials& credentials) const {
+  const auto caller = access_.Identify(credentials);
+  return caller.ok() && *caller != nullptr ? (*caller)->name() : t_client_name;
+}
 
 HttpGuard::Call HttpGuard::Begin(absl::string_view request_id,
                                  absl::string_view traceparent) const {
@@ -53,7 +87,6 @@ absl::Status HttpGuard::Admit(absl::string_view method, absl::string_view path,
 void HttpGuard::Log(const Call& call, const End& end) const {
   const bool bad = end.status >= 500 && end.status != 503 && end.status != 504;
   if (!bad && !options_.every_call) return;
-  const auto caller = access_.Identify(end.credentials);
   const auto line = bad ? &log::Error : &log::Info;
   line(bad ? "http_failed" : "http",
        {{"method", end.method},
@@ -62,7 +95,7 @@ void HttpGuard::Log(const Call& call, const End& end) const {
         {"ms", absl::StrFormat("%.3f", absl::ToDoubleMilliseconds(absl::Now() - call.started))},
         {"request_id", call.request_id},
         {"trace_id", call.trace.trace_id},
-        {"caller", caller.ok() && *caller != nullptr ? (*caller)->name() : ""},
+        {"caller", CallerName(end.credentials)},
         {"peer", end.peer},
         {"error", call.error}});
 }
@@ -79,6 +112,7 @@ void ServeCertificates(SSL_CTX& context, TlsFiles& files) {
         return UsePair(ssl, *static_cast<TlsFiles*>(argument)->Current()) ? 1 : 0;
       },
       &files);
+  SSL_CTX_set_info_callback(&context, NoteClient);
 }
 
 }  // namespace pyramid

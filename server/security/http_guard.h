@@ -48,6 +48,9 @@ class HttpGuard {
                      const Credentials& credentials) const;
   // The body of an answer from 400 on, as a client may read it.
   std::string Public(absl::string_view body) const { return text_.ForPictures(body); }
+  // Of the key, or else of the certificate that the client showed; empty: neither. By the thread
+  // that serves the connection.
+  std::string CallerName(const Credentials& credentials) const;
   // Writes the log line, if there is one.
   void Log(const Call& call, const End& end) const;
 
@@ -58,7 +61,7 @@ class HttpGuard {
 };
 
 // Makes a context of OpenSSL's serve what is in `files`, which must outlive it, as it is at each
-// handshake. TLS 1.2 and later.
+// handshake. TLS 1.2 and later. A connection's handshake is to run on the thread that serves it.
 void ServeCertificates(SSL_CTX& context, TlsFiles& files);
 
 }  // namespace pyramid

@@ -512,6 +512,11 @@ void ClassifyPipeline::Finish(Call& call) {
         failure = predictions.status();
         break;
       }
+      if (!predictions->empty()) {
+        const v1::Prediction& best = predictions->front();
+        call.metrics->ObserveAnswer(best.index(), static_cast<int>(picture.logits.size()),
+                                    best.probability());
+      }
       result.mutable_predictions()->Assign(predictions->begin(), predictions->end());
       if (call.request.return_logits()) {
         result.mutable_logits()->Assign(picture.logits.begin(), picture.logits.end());

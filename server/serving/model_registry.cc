@@ -124,6 +124,7 @@ void ModelRegistry::StartModel(const std::string& name) {
     } else {
       log::Error("model_version_skipped",
                  {{"model", name}, {"version", version}, {"error", manifest.status().message()}});
+      model.damaged.emplace(version, manifest.status().message());
     }
   }
   if (model.versions.empty()) return;
@@ -159,7 +160,7 @@ void ModelRegistry::LoadAtStart(Model& model) {
     }
     log::Error("model_version_skipped",
                {{"model", name}, {"version", version}, {"error", candidate.status().message()}});
-    model.versions.erase(version);
+    SetAside(model, version, candidate.status());
     return false;
   };
 
@@ -193,9 +194,15 @@ void ModelRegistry::LoadAtStart(Model& model) {
   }
 }
 
+void ModelRegistry::SetAside(Model& model, int64_t version, const absl::Status& why) {
+  model.versions.erase(version);
+  model.damaged.emplace(version, why.message());
+}
+
 void ModelRegistry::ShowState(const Model& model) {
   const std::string& name = model.state.name();
   const auto stable = model.loaded.find(VersionOfAlias(model.state, kStableAlias));
+  metrics_.SetModelReady(name, IsReady(model));
   if (stable == model.loaded.end()) {
     metrics_.DropModelInfo(name);
   } else {
@@ -263,6 +270,11 @@ absl::StatusOr<ModelRegistry::Target> ModelRegistry::Resolve(absl::string_view t
     return target;
   }
   if (model.versions.count(target.version) > 0) return target;
+  const auto damaged = model.damaged.find(target.version);
+  if (damaged != model.damaged.end()) {
+    return absl::UnavailableError(absl::StrCat("version ", target.version, " of ", found->first,
+                                               " can't be used: ", damaged->second));
+  }
   return absl::NotFoundError(absl::StrCat("no version ", target.version, " of ", found->first,
                                           "; there is ", Keys(model.versions)));
 }
@@ -304,7 +316,7 @@ ModelRegistry::Versions ModelRegistry::GetTarget(Target target) {
     log::Error(
         "model_version_skipped",
         {{"model", target.name}, {"version", target.version}, {"error", fresh.status().message()}});
-    if (absl::IsDataLoss(fresh.status())) model.versions.erase(target.version);
+    if (absl::IsDataLoss(fresh.status())) SetAside(model, target.version, fresh.status());
     return fresh.status();
   }
   model.loaded[target.version] = {*fresh, ++uses_};
@@ -366,11 +378,32 @@ std::vector<v1::ModelVersion> ModelRegistry::List() const {
 std::map<std::string, bool> ModelRegistry::Readiness() const {
   absl::MutexLock lock(&mutex_);
   std::map<std::string, bool> ready;
-  for (const auto& [name, model] : models_) {
-    ready[name] = !model.state.unloaded() &&
-                  model.loaded.count(VersionOfAlias(model.state, kStableAlias)) > 0;
-  }
+  for (const auto& [name, model] : models_) ready[name] = IsReady(model);
   return ready;
+}
+
+bool ModelRegistry::IsReady(const Model& model) {
+  return !model.state.unloaded() &&
+         model.loaded.count(VersionOfAlias(model.state, kStableAlias)) > 0;
+}
+
+bool ModelRegistry::Answers() const {
+  absl::MutexLock lock(&mutex_);
+  bool failed = false;
+  for (const auto& [name, model] : models_) {
+    if (IsReady(model)) return true;
+    if (!model.state.unloaded()) failed = true;
+  }
+  return !failed;
+}
+
+std::vector<ModelRegistry::Damaged> ModelRegistry::ListDamaged() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<Damaged> list;
+  for (const auto& [name, model] : models_) {
+    for (const auto& [version, why] : model.damaged) list.push_back({name, version, why});
+  }
+  return list;
 }
 
 absl::StatusOr<v1::ModelState> ModelRegistry::CopyState(absl::string_view name) const {

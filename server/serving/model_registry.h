@@ -88,7 +88,7 @@ class ModelRegistry {
   // by `key` the alias that shares its traffic. Never blocks for long.
   //   NotFound         no such model, version or alias; lists what there is
   //   InvalidArgument  no name though there are several models; and what ParseModelReference says
-  //   Unavailable      the model is unloaded
+  //   Unavailable      the model is unloaded, or the version damaged
   Versions Find(absl::string_view model, int64_t version, RouteKey key);
   Versions Find(absl::string_view model, int64_t version);  // never shared: "stable"
 
@@ -105,6 +105,17 @@ class ModelRegistry {
   // Each model's name, and whether it answers requests that name it alone now. Costs next to
   // nothing.
   std::map<std::string, bool> Readiness() const;
+
+  // False: there are models that should answer, and none can. True without any.
+  bool Answers() const;
+
+  // Versions that are on disk and can't be used, with why, by name and number.
+  struct Damaged {
+    std::string name;
+    int64_t version = 0;
+    std::string why;
+  };
+  std::vector<Damaged> ListDamaged() const;
 
   // Aliases and traffic. NotFound.
   absl::StatusOr<v1::ModelState> StateOf(absl::string_view name) const;
@@ -147,6 +158,7 @@ class ModelRegistry {
   struct Model {
     v1::ModelState state;
     std::map<int64_t, v1::Manifest> versions;  // usable, on disk
+    std::map<int64_t, std::string> damaged;    // on disk too, with why they aren't
     std::map<int64_t, Loaded> loaded;
   };
   struct Known {
@@ -212,6 +224,8 @@ class ModelRegistry {
   };
   absl::StatusOr<Target> Resolve(absl::string_view model, int64_t version, const RouteKey* key);
   Versions GetTarget(Target target);
+  static void SetAside(Model& model, int64_t version, const absl::Status& why);
+  static bool IsReady(const Model& model);
   void ShowState(const Model& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::filesystem::path FolderOf(absl::string_view name, int64_t version) const;
 

@@ -178,9 +178,9 @@ TEST_F(OperationTest, HealthAnswersAtOnceUnderOverload) {
   std::sort(times.begin(), times.end());
   std::printf("health under overload: median %.2f ms, 99 %% %.2f ms, most %.2f ms\n", times[100],
               times[198], times[199]);
-  // The clients take the processors, too.
+  // The clients take the processors, too, and so may other tests: 1 % may be unlucky.
   const double limit = testing::kSanitized ? 1000 : 50;
-  EXPECT_LT(times[190], limit);
+  EXPECT_LT(times[197], limit);
 }
 
 // ----------------------------------------------------------------------------------- draining
@@ -236,6 +236,37 @@ TEST_F(OperationTest, SigtermUnderLoadLosesNothingAccepted) {
       std::sscanf(log.c_str() + at, "drained calls_begun=%ld calls_ended=%ld", &begun, &ended), 2);
   EXPECT_EQ(begun, ended);
   EXPECT_EQ(begun, load.answered() + refused);
+}
+
+// Neither a body that never ends nor an idle connection holds up the end.
+TEST_F(OperationTest, DrainingEndsOverHttpToo) {
+  cluster_.flags() = {"--drain-delay", "0s"};
+  Start("drain_timeout: 1s\n");
+  ASSERT_FALSE(HasFailure());
+  const std::pair<std::string, std::string> address =
+      absl::StrSplit(cluster_.http_address(), absl::MaxSplits(':', 1));
+  std::atomic<bool> ended{false};
+  std::thread slow([&] {
+    httplib::Client client(address.first, std::stoi(address.second));
+    client.Post(
+        "/v2/models/formula/infer", 1'000'000,
+        [&](size_t, size_t, httplib::DataSink& sink) {
+          absl::SleepFor(absl::Milliseconds(100));
+          return !ended && sink.write("x", 1);
+        },
+        "image/png");
+  });
+  absl::SleepFor(absl::Milliseconds(500));
+  const absl::Time signalled = absl::Now();
+  cluster_.Signal(SIGTERM);
+  const RunResult result = cluster_.Wait(absl::Seconds(20));
+  ended = true;
+  slow.join();
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_FALSE(result.timed_out);
+  EXPECT_GE(absl::Now() - signalled, absl::Seconds(1)) << "it had a second to end";
+  EXPECT_LT(absl::Now() - signalled, absl::Seconds(8));
+  EXPECT_THAT(cluster_.ServerLog(), HasSubstr("HTTP requests"));
 }
 
 TEST_F(OperationTest, ASecondSignalEndsAtOnce) {
@@ -358,11 +389,10 @@ TEST_F(OperationTest, PingsEveryTenSecondsAreWelcome) {
 }
 
 TEST_F(OperationTest, AnOldConnectionIsReplacedWithoutAnError) {
-  Start("connections: {max_age: 500ms, max_age_grace: 10s}\n");
+  Start("connections: {max_age: 500ms, max_age_grace: 10s}\naccess_log: true\nlog_json: true\n");
   ASSERT_FALSE(HasFailure());
   const auto channel = cluster_.Channel({});
   const auto stub = v1::ClassificationService::NewStub(channel);
-  std::set<std::string> ports;
   const absl::Time until = absl::Now() + absl::Seconds(3);
   while (absl::Now() < until) {
     grpc::ClientContext context;
@@ -371,6 +401,13 @@ TEST_F(OperationTest, AnOldConnectionIsReplacedWithoutAnError) {
     ASSERT_TRUE(stub->ListModels(&context, {}, &response).ok());
     absl::SleepFor(absl::Milliseconds(20));
   }
+  std::set<std::string> peers;  // as the server saw them: a new connection has another port
+  for (const absl::string_view line : absl::StrSplit(cluster_.ServerLog(), '\n')) {
+    if (!absl::StrContains(line, "ListModels")) continue;
+    peers.insert(nlohmann::json::parse(line).at("peer").get<std::string>());
+  }
+  EXPECT_GE(peers.size(), 3U) << "three seconds, half a second each";
+  EXPECT_LE(peers.size(), 12U);
 }
 
 // ------------------------------------------------------------------------------ errors' texts

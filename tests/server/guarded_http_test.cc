@@ -54,6 +54,10 @@ class GuardedHttpTest : public ::testing::Test {
     };
     options.answer = [this](RestRequest& request) -> RestReply {
       ++answers_;
+      if (request.path == "/v2/models/who") {
+        const std::string api_key = request.header("x-api-key");
+        return {.status = 200, .body = guard_->CallerName({.api_key = api_key})};
+      }
       if (request.body == "fail") {
         return {.status = 500, .body = R"({"error":"/usr/src/a.cc:3 at 10.0.0.1:7"})"};
       }
@@ -186,6 +190,24 @@ TEST_F(GuardedHttpTest, HttpsFollowsItsFiles) {
   plain.set_read_timeout(2);
   EXPECT_FALSE(plain.Get("/healthz"));
   EXPECT_TRUE(Answers());
+}
+
+TEST_F(GuardedHttpTest, ACertificatesNameIsTheCallersUnlessAKeyHasOne) {
+  Start(/*keys=*/true, /*tls=*/true, /*client_ca=*/true);
+  const auto who = [&](const CertificateFiles& own, const httplib::Headers& headers) {
+    httplib::SSLClient client("127.0.0.1", server_->port(), own.certificate.string(),
+                              own.private_key.string());
+    client.set_ca_cert_path(authority_.certificate().c_str());
+    client.set_read_timeout(20);
+    const auto answer = client.Get("/v2/models/who", headers);
+    return answer ? answer->body : "no answer";
+  };
+  EXPECT_EQ(who(client_, {{"X-API-Key", "key-phones"}}), "phones");
+  server_ = nullptr;
+  Start(/*keys=*/false, /*tls=*/true, /*client_ca=*/true);
+  EXPECT_EQ(who(client_, {}), "ada");
+  const CertificateFiles named = authority_.Issue("named", "common", "DNS:ada.example.test");
+  EXPECT_EQ(who(named, {}), "ada.example.test");
 }
 
 TEST_F(GuardedHttpTest, MutualTlsTakesCertificatesOfItsAuthorityOnly) {

@@ -10,9 +10,12 @@
 
 #include <atomic>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -21,7 +24,9 @@
 namespace pyramid {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 using testing::StatusIs;
 
 // Answers with the request's method, path, body's size and one header.
@@ -237,14 +242,165 @@ TEST_F(HttpServerTest, AnExceptionInTheHandlerIs500) {
   EXPECT_THAT(answer->body, HasSubstr("see the server's log"));
 }
 
-TEST_F(HttpServerTest, IdleConnectionsShutNobodyOut) {
-  Start({.max_connections = 64});
+TEST_F(HttpServerTest, ConnectionsThatAskNothingShutNobodyOut) {
+  Start({.max_connections = 8});
   std::vector<int> idle;
-  for (int i = 0; i < 40; ++i) idle.push_back(Connect());
+  for (int i = 0; i < 100; ++i) idle.push_back(Connect());
   const absl::Time started = absl::Now();
   EXPECT_EQ(Client().Get("/healthz")->status, 200);
+  EXPECT_EQ(Client().Get("/p")->status, 200);
   EXPECT_LT(absl::Now() - started, absl::Seconds(2));
   for (const int fd : idle) close(fd);
+}
+
+// A place that is kept between requests goes to somebody who has one.
+TEST_F(HttpServerTest, TheLongestIdleConnectionGivesWay) {
+  Start({.max_connections = 2});
+  httplib::Client first = Client();
+  httplib::Client second = Client();
+  httplib::Client third = Client();
+  ASSERT_EQ(first.Get("/p")->status, 200);
+  ASSERT_EQ(second.Get("/p")->status, 200);
+  const absl::Time started = absl::Now();
+  EXPECT_EQ(third.Get("/p")->status, 200);
+  EXPECT_EQ(first.Get("/p")->status, 200) << "it connects anew";
+  EXPECT_LT(absl::Now() - started, absl::Seconds(2)) << "an idle one may stay for ten";
+}
+
+TEST_F(HttpServerTest, HealthIsAnsweredWhileAllPlacesAreTaken) {
+  absl::Notification go;
+  std::atomic<int> answering{0};
+  Start({.max_connections = 3, .answer = [&](RestRequest& request) {
+           ++answering;
+           go.WaitForNotification();
+           return Echo(request);
+         }});
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 3; ++i) {
+    clients.emplace_back([this] { EXPECT_EQ(Client().Post("/p", "x", "image/png")->status, 200); });
+  }
+  while (answering < 3) absl::SleepFor(absl::Milliseconds(1));
+  const absl::Time started = absl::Now();
+  for (const char* path : {"/healthz", "/readyz"}) EXPECT_EQ(Client().Get(path)->status, 200);
+  const auto refused = Client().Post("/p", "x", "image/png");
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(refused->status, 503);
+  EXPECT_EQ(refused->get_header_value("Retry-After"), "1");
+  EXPECT_THAT(refused->body, HasSubstr("3 connections"));
+  EXPECT_LT(absl::Now() - started, absl::Seconds(2));
+  go.Notify();
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(Client().Get("/p")->status, 200) << "there is place again";
+}
+
+// Half a request, and a byte from time to time, so that no read takes too long.
+TEST_F(HttpServerTest, WhoNeverFinishesARequestIsHungUpOnOnceThereAreMany) {
+  Start({.longest_silence = absl::Seconds(1), .max_connections = 1});
+  std::vector<int> slow;
+  const std::string head = "GET /p HTTP/1.1\r\nX-Slow: ";
+  for (int i = 0; i < 150; ++i) {
+    slow.push_back(Connect());
+    ASSERT_GT(send(slow.back(), head.data(), head.size(), MSG_NOSIGNAL), 0);
+  }
+  const absl::Time started = absl::Now();
+  size_t closed = 0;
+  while (closed < slow.size() && absl::Now() - started < absl::Seconds(20)) {
+    absl::SleepFor(absl::Milliseconds(200));
+    EXPECT_EQ(Client().Get("/healthz")->status, 200);
+    closed = 0;
+    for (const int fd : slow) {
+      char byte = 'x';
+      const bool sent = send(fd, &byte, 1, MSG_NOSIGNAL) == 1;
+      if (!sent || recv(fd, &byte, 1, MSG_DONTWAIT) == 0) ++closed;
+    }
+  }
+  EXPECT_GE(closed, 30U) << "those beyond what counts as many may stay";
+  for (const int fd : slow) close(fd);
+}
+
+TEST_F(HttpServerTest, ABodyThatTricklesIsGivenUp) {
+  Start({.body_time = absl::Milliseconds(300)});
+  const int fd = Connect();
+  const std::string head = "POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n";
+  ASSERT_GT(send(fd, head.data(), head.size(), MSG_NOSIGNAL), 0);
+  std::string answer;
+  for (int i = 0; i < 100 && answer.empty(); ++i) {
+    char byte = 'x';
+    if (send(fd, &byte, 1, MSG_NOSIGNAL) != 1) break;
+    absl::SleepFor(absl::Milliseconds(50));
+    char buffer[256];
+    const ssize_t n = recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT);
+    if (n > 0) answer.assign(buffer, static_cast<size_t>(n));
+  }
+  close(fd);
+  EXPECT_THAT(answer, HasSubstr("408"));
+}
+
+TEST_F(HttpServerTest, AClientThatHangsUpIsNoticed) {
+  absl::Notification asked;
+  std::atomic<bool> stayed{false};
+  std::atomic<bool> left{false};
+  Start({.answer = [&](RestRequest& request) {
+    stayed = !request.gone();
+    asked.Notify();
+    for (int i = 0; i < 500 && !left; ++i) {
+      absl::SleepFor(absl::Milliseconds(10));
+      left = request.gone();
+    }
+    return Echo(request);
+  }});
+  const int fd = Connect();
+  const std::string head = "POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
+  ASSERT_GT(send(fd, head.data(), head.size(), MSG_NOSIGNAL), 0);
+  asked.WaitForNotification();
+  EXPECT_TRUE(stayed);
+  close(fd);
+  server_ = nullptr;  // waits for the answer
+  EXPECT_TRUE(left);
+}
+
+TEST_F(HttpServerTest, ShutdownCutsOffWhatTakesTooLong) {
+  absl::Notification asked;
+  Start({.answer = [&](RestRequest& request) {
+    asked.Notify();
+    while (!request.gone()) absl::SleepFor(absl::Milliseconds(10));
+    return Echo(request);
+  }});
+  const int waits = Connect();
+  const int trickles = Connect();
+  const std::string whole = "POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
+  const std::string begun = "POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nx";
+  ASSERT_GT(send(waits, whole.data(), whole.size(), MSG_NOSIGNAL), 0);
+  ASSERT_GT(send(trickles, begun.data(), begun.size(), MSG_NOSIGNAL), 0);
+  asked.WaitForNotification();
+  const absl::Time started = absl::Now();
+  server_->Shutdown(started + absl::Milliseconds(300));
+  const absl::Duration took = absl::Now() - started;
+  EXPECT_GE(took, absl::Milliseconds(300)) << "until then they might have been answered";
+  EXPECT_LT(took, absl::Seconds(3));
+  server_ = nullptr;
+  close(waits);
+  close(trickles);
+}
+
+TEST_F(HttpServerTest, EveryRequestIsCountedByKindAndStatus) {
+  absl::Mutex mutex;
+  std::vector<std::pair<HttpKind, int>> seen;
+  Start({.ended = [&](HttpKind kind, int status) {
+    absl::MutexLock lock(&mutex);
+    seen.emplace_back(kind, status);
+  }});
+  httplib::Client client = Client();
+  client.Get("/healthz");
+  client.Get("/v2/health/live");
+  client.Post("/v2/models/m/infer", "x", "image/png");
+  client.Get("/v2/models/m/versions/1/config");
+  client.Post("/v2/repository/index", "", "application/json");
+  client.Put("/elsewhere", "x", "text/plain");
+  server_ = nullptr;
+  EXPECT_THAT(seen, ElementsAre(Pair(HttpKind::kHealth, 200), Pair(HttpKind::kHealth, 200),
+                                Pair(HttpKind::kInfer, 200), Pair(HttpKind::kModel, 200),
+                                Pair(HttpKind::kRepository, 200), Pair(HttpKind::kOther, 405)));
 }
 
 TEST_F(HttpServerTest, StoppingDoesNotWaitForIdleConnections) {

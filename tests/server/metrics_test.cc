@@ -6,11 +6,15 @@
 
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "proto/base/file.h"
+#include "server/process_metrics.h"
 #include "tests/testing/metrics_text.h"
 #include "tests/testing/temp_folder.h"
 
@@ -48,10 +52,14 @@ void CountEverything(Metrics& metrics) {
   model.ObserveBatch(3, 7);
   model.CountRejection(ModelMetrics::Rejection::kPredictedLate, 2);
   model.AddQueue(5, 256);
+  model.ObserveAnswer(2, 10, 0.75);
   model.SetPredictedWait(absl::Milliseconds(120));
   metrics.AddInflight(1);
   metrics.SetModelInfo("fashion", 3, "sha256:ab");
+  metrics.SetModelReady("fashion", true);
+  metrics.CountHttp(HttpKind::kInfer, 429);
   metrics.ObserveModelLoad("fashion", absl::Seconds(1), false);
+  metrics.StartRpc("pyramid.v1.TrainingService", "WatchJob");
   metrics.CountRpc("pyramid.v1.TrainingService", "WatchJob", absl::StatusCode::kNotFound,
                    absl::Milliseconds(2));
   metrics.SetJobs({{v1::RUNNING, 2}});
@@ -107,6 +115,10 @@ TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
           R"(pyramid_serving_images_total{model="fashion",version="1"})",
           R"(pyramid_serving_queue_images{model="fashion"})",
           R"(pyramid_serving_model_load_failures_total{model="fashion"})",
+          R"(pyramid_serving_model_ready{model="fashion"})",
+          R"(pyramid_serving_confidence_ratio_count{model="fashion"})",
+          R"(pyramid_http_requests_total{kind="health",status="200"})",
+          R"(grpc_server_started_total{grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})",
           R"(pyramid_jobs{state="queued"})",
           R"(pyramid_jobs{state="failed"})",
           R"(pyramid_attempts_total{class="none"})",
@@ -144,6 +156,13 @@ TEST(MetricsTest, EachCallCountsWhereItsNameSays) {
       {R"(pyramid_serving_model_load_failures_total{model="fashion"})", 1},
       {R"(grpc_server_handled_total{grpc_code="NotFound",grpc_method="WatchJob",grpc_service="pyramid.v1.TrainingService",grpc_type="server_stream"})",
        1},
+      {R"(grpc_server_started_total{grpc_method="WatchJob",grpc_service="pyramid.v1.TrainingService",grpc_type="server_stream"})",
+       1},
+      {R"(pyramid_serving_predictions_total{class="2",model="fashion"})", 1},
+      {R"(pyramid_serving_predictions_total{class="9",model="fashion"})", 0},
+      {R"(pyramid_serving_confidence_ratio_sum{model="fashion"})", 0.75},
+      {R"(pyramid_serving_model_ready{model="fashion"})", 1},
+      {R"(pyramid_http_requests_total{kind="infer",status="429"})", 1},
       {R"(pyramid_jobs{state="running"})", 2},
       {R"(pyramid_attempts_total{class="worker_lost"})", 1},
       {"pyramid_job_restarts_total", 1},
@@ -163,6 +182,39 @@ TEST(MetricsTest, EachCallCountsWhereItsNameSays) {
   };
   for (const auto& [series, value] : expected) {
     EXPECT_NEAR(Sample(metrics, series), value, 1e-9) << series;
+  }
+}
+
+TEST(MetricsTest, ManyClassesHaveNoSeriesEach) {
+  Metrics metrics;
+  metrics.ForModel("imagenet").ObserveAnswer(7, 1000, 0.5);
+  EXPECT_FALSE(absl::StrContains(MetricsText(metrics), R"(class="7")"));
+  EXPECT_EQ(Sample(metrics, R"(pyramid_serving_confidence_ratio_count{model="imagenet"})"), 1);
+}
+
+TEST(ProcessMetricsTest, TellsOfThisProcess) {
+  std::map<std::string, double> values;
+  for (const prometheus::MetricFamily& family : ProcessMetrics().Collect()) {
+    const prometheus::ClientMetric& metric = family.metric.at(0);
+    values[family.name] =
+        family.type == prometheus::MetricType::Counter ? metric.counter.value : metric.gauge.value;
+  }
+  const absl::Time now = absl::Now();
+  EXPECT_EQ(values.size(), 7U);
+  EXPECT_GT(values["process_cpu_seconds_total"], -1e-9);
+  EXPECT_LT(values["process_cpu_seconds_total"], 600);
+  EXPECT_GT(values["process_resident_memory_bytes"], 1e6);
+  EXPECT_GT(values["process_virtual_memory_bytes"], values["process_resident_memory_bytes"]);
+  EXPECT_GE(values["process_threads"], 1);
+  EXPECT_NEAR(values["process_start_time_seconds"], absl::ToDoubleSeconds(now - absl::UnixEpoch()),
+              600);
+  EXPECT_GE(values["process_max_fds"], values["process_open_fds"]);
+  std::vector<std::ifstream> more(5);
+  for (std::ifstream& file : more) file.open("/proc/self/stat");
+  for (const prometheus::MetricFamily& family : ProcessMetrics().Collect()) {
+    if (family.name == "process_open_fds") {
+      EXPECT_EQ(family.metric.at(0).gauge.value, values["process_open_fds"] + 5);
+    }
   }
 }
 

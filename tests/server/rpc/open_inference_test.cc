@@ -13,6 +13,7 @@
 namespace pyramid {
 namespace {
 
+using ::testing::_;
 using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::ElementsAre;
@@ -113,7 +114,59 @@ TEST_F(OpenInferenceTest, AVersionThatCanNoLongerBeLoadedIsUnavailable) {
   ASSERT_OK(WriteFileAtomically(folder_ / "models/fashion/1/weights.safetensors", "damaged"));
   inference::ModelInferRequest request = TensorRequest(1);
   request.set_model_version("1");
-  EXPECT_THAT(Infer(request), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("version 1")));
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_THAT(Infer(request), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("version 1")));
+  }
+  EXPECT_FALSE(protocol_->ModelReady("fashion", "1"));
+  ASSERT_OK_AND_ASSIGN(const auto index, protocol_->RepositoryIndex({}));
+  ASSERT_EQ(index.models_size(), 2);
+  EXPECT_EQ(index.models(1).version(), "1");
+  EXPECT_EQ(index.models(1).state(), "UNAVAILABLE");
+  EXPECT_THAT(index.models(1).reason(), HasSubstr("weights"));
+}
+
+// What perf_analyzer needs to send files: it prepares what the metadata names.
+TEST_F(OpenInferenceTest, AViewOfTheModelIsDescribedAsTakingFiles) {
+  ASSERT_OK_AND_ASSIGN(const auto metadata, protocol_->ModelMetadata("fashion:files", ""));
+  EXPECT_EQ(metadata.name(), "fashion:files");
+  EXPECT_EQ(metadata.inputs(0).datatype(), "BYTES");
+  EXPECT_THAT(metadata.inputs(0).shape(), ElementsAre(-1, 1));
+  ASSERT_OK_AND_ASSIGN(const auto config, protocol_->ModelConfig("fashion:files", "1"));
+  EXPECT_EQ(config.config().name(), "fashion:files");
+  EXPECT_EQ(config.config().input(0).data_type(), inference::TYPE_STRING);
+  EXPECT_THAT(config.config().input(0).dims(), ElementsAre(1));
+  EXPECT_TRUE(protocol_->ModelReady("fashion:files", ""));
+  inference::ModelInferRequest request = FilesRequest({GreyPng(kSide, 1)});
+  request.set_model_name("fashion:files");
+  ASSERT_OK_AND_ASSIGN(const auto answer, Infer(request));
+  EXPECT_EQ(answer.model_name(), "fashion:files");
+  ASSERT_OK_AND_ASSIGN(const auto statistics, protocol_->ModelStatistics("fashion:files", "1"));
+  EXPECT_EQ(statistics.model_stats(0).name(), "fashion:files");
+  EXPECT_EQ(statistics.model_stats(0).inference_count(), 1U);
+  EXPECT_THAT(protocol_->ModelMetadata("nosuch:files", ""),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("nosuch")));
+  request.set_model_name("nosuch:files");
+  EXPECT_THAT(Infer(request), StatusIs(absl::StatusCode::kNotFound, HasSubstr("nosuch")));
+}
+
+TEST_F(OpenInferenceTest, WhatIsInvalidIsCounted) {
+  inference::ModelInferRequest request = TensorRequest(1);
+  request.mutable_inputs(0)->set_datatype("FP64");
+  EXPECT_THAT(Infer(request), StatusIs(absl::StatusCode::kInvalidArgument, _));
+  EXPECT_EQ(
+      Sample(
+          metrics_,
+          R"(pyramid_serving_requests_total{code="InvalidArgument",model="fashion",version="0"})"),
+      1);
+  EXPECT_EQ(Sample(metrics_,
+                   R"(pyramid_serving_rejected_images_total{model="fashion",reason="invalid"})"),
+            1);
+}
+
+TEST_F(OpenInferenceTest, TheBestClassesOfAnswersAreCounted) {
+  ASSERT_OK(Infer(TensorRequest(2)).status());
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_predictions_total{class="0",model="fashion"})"), 2);
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_confidence_ratio_count{model="fashion"})"), 2);
 }
 
 TEST_F(OpenInferenceTest, AnUndecodablePictureFailsTheRequestWithItsIndex) {

@@ -3,9 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <thread>
 
+#include "absl/time/clock.h"
 #include "server/serving/pushback.h"
 #include "tests/server/rpc/inference_fixture.h"
 
@@ -21,6 +24,7 @@ using ::testing::HasSubstr;
 using testing::InferenceTest;
 using testing::kSide;
 using ::testing::Pair;
+using testing::Sample;
 
 constexpr char kLength[] = "Inference-Header-Content-Length";
 
@@ -70,6 +74,39 @@ TEST_F(RestV2Test, ServerAndHealth) {
   ready_ = false;
   EXPECT_EQ(Get("/v2/health/ready").status, 503);
   EXPECT_EQ(Get("/v2/health/live").status, 200);
+}
+
+TEST_F(RestV2Test, WhoHangsUpCostsNoForwardPass) {
+  network_.Shut();
+  std::thread first([this] { Infer(JsonPicture(0.5F)); });  // occupies the network
+  ASSERT_TRUE(network_.AwaitBatches(1));
+  std::atomic<bool> asked{false};
+  std::thread second([&] {
+    const auto none = [](absl::string_view) { return std::string(); };
+    const std::string body = JsonPicture(0.5F);
+    RestRequest request{
+        .method = "POST", .path = "/v2/models/fashion/infer", .body = body, .header = none};
+    request.gone = [&asked] { return asked.exchange(true) || true; };
+    EXPECT_EQ(RestV2(*protocol_).Answer(request).status, 499);
+  });
+  while (!asked) absl::SleepFor(absl::Milliseconds(1));
+  absl::SleepFor(absl::Milliseconds(10));  // the flag is set right after
+  network_.Open();
+  first.join();
+  second.join();
+  EXPECT_THAT(network_.batches(), ElementsAre(1));
+  EXPECT_EQ(Sample(metrics_,
+                   R"(pyramid_serving_rejected_images_total{model="fashion",reason="cancelled"})"),
+            1);
+}
+
+TEST_F(RestV2Test, ABodyThatCannotBeReadIsCounted) {
+  EXPECT_EQ(Infer("{nonsense").status, 400);
+  EXPECT_EQ(
+      Sample(
+          metrics_,
+          R"(pyramid_serving_requests_total{code="InvalidArgument",model="fashion",version="0"})"),
+      1);
 }
 
 TEST_F(RestV2Test, ModelPathsWithAndWithoutVersion) {

@@ -14,6 +14,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "model/thread_limit.h"
 #include "server/serving/pushback.h"
 #include "tests/testing/fake_classifier.h"
 #include "tests/testing/fake_clock.h"
@@ -410,6 +411,28 @@ TEST_F(BatcherTest, DrainDoesNotWaitForRoomThatWasGivenBack) {
   std::thread drain([&] { batcher_->Drain(); });
   room.reset();
   drain.join();
+}
+
+// No more threads compute than were given, however many passes run.
+TEST_F(BatcherTest, PassesSideBySideShareTheThreads) {
+  constexpr int kThreads = 4;
+  Make({.max_batch = 1, .threads = kThreads, .device = std::make_shared<DeviceTurns>(2)});
+  std::vector<int> threads;
+  network_.OnForward([&] {
+    absl::MutexLock lock(&mutex_);
+    threads.push_back(ThreadLimit::Of(64));
+  });
+  Occupy();
+  Submit(Picture(1));
+  ASSERT_TRUE(network_.AwaitBatches(2));
+  Submit(Picture(2));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(3));
+  absl::MutexLock lock(&mutex_);
+  ASSERT_EQ(threads.size(), 3U);
+  EXPECT_EQ(threads[0], kThreads) << "alone";
+  EXPECT_EQ(threads[1], kThreads / 2) << "beside the first";
+  EXPECT_LE(threads[2], kThreads / 2);
 }
 
 TEST_F(BatcherTest, EachPictureIsAnsweredExactlyOnceUnderThreads) {

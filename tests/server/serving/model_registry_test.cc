@@ -239,6 +239,10 @@ TEST_F(ModelRegistryTest, StartSkipsADamagedVersionAndTriesAnOlderOne) {
   EXPECT_EQ(BiasOf("fashion"), 1);
   ASSERT_OK_AND_ASSIGN(const auto next, registry_->Promote(Checkpoint(4), "fashion", ""));
   EXPECT_EQ(next.version, 4);  // a damaged version's number isn't used again
+  for (const int version : {2, 3}) {
+    EXPECT_THAT(registry_->Get("fashion", version),
+                StatusIs(absl::StatusCode::kUnavailable, HasSubstr("can't be used")));
+  }
 }
 
 TEST_F(ModelRegistryTest, AModelWithoutAUsableVersionSaysSo) {
@@ -248,6 +252,21 @@ TEST_F(ModelRegistryTest, AModelWithoutAUsableVersionSaysSo) {
   EXPECT_THAT(
       registry_->Get("fashion", 0),
       StatusIs(absl::StatusCode::kNotFound, HasSubstr("no version of fashion could be loaded")));
+  EXPECT_FALSE(registry_->Answers());
+  EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="fashion"})"), 0);
+  ASSERT_OK(registry_->Promote(Checkpoint(2), "other", ""));
+  EXPECT_TRUE(registry_->Answers()) << "one does";
+  EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="other"})"), 1);
+  ASSERT_OK(registry_->Unload("other", "").status());
+  EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="other"})"), 0);
+}
+
+TEST_F(ModelRegistryTest, AServerWithoutModelsOrWithUnloadedOnesIsNoFailedOne) {
+  EXPECT_TRUE(registry_->Answers());
+  ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
+  EXPECT_TRUE(registry_->Answers());
+  ASSERT_OK(registry_->Unload("fashion", "").status());
+  EXPECT_TRUE(registry_->Answers()) << "as somebody wished";
 }
 
 TEST_F(ModelRegistryTest, StartTakesTheNewestWhenTheRecordIsGone) {
@@ -303,14 +322,24 @@ TEST_F(ModelRegistryTest, OnlyTwoOlderVersionsAreKeptTheLeastRecentlyUsedGoes) {
   EXPECT_NE(registry_->Find("fashion", 3).value(), nullptr);
 }
 
-TEST_F(ModelRegistryTest, ADamagedOlderVersionIsDataLossAndThenGone) {
+TEST_F(ModelRegistryTest, ADamagedOlderVersionIsDataLossAndThenUnavailable) {
   ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
   ASSERT_OK(registry_->Promote(Checkpoint(2), "fashion", ""));
   Damage(VersionFolder("fashion", 1) / std::string(kWeightsFile));
   EXPECT_THAT(registry_->Get("fashion", 1),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("version 1")));
-  EXPECT_THAT(registry_->Get("fashion", 1),
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_THAT(registry_->Get("fashion", 1),
+                StatusIs(absl::StatusCode::kUnavailable,
+                         AllOf(HasSubstr("version 1 of fashion"), HasSubstr("weights"))));
+  }
+  EXPECT_THAT(registry_->Get("fashion", 7),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("there is 2")));
+  const auto damaged = registry_->ListDamaged();
+  ASSERT_EQ(damaged.size(), 1U);
+  EXPECT_EQ(damaged[0].name, "fashion");
+  EXPECT_EQ(damaged[0].version, 1);
+  EXPECT_TRUE(registry_->Answers());
 }
 
 TEST_F(ModelRegistryTest, UnknownModelsAndVersionsAreNotFoundAndNameWhatThereIs) {
