@@ -2,6 +2,9 @@
 // weights are packed for tiles (bf16_outputs.h): a row of a tile is one vector, 16 outputs' pairs.
 //
 // An output is the same sum in the same order whatever block its row is in.
+#include <array>
+#include <utility>
+
 #include "model/kernels/bf16_outputs.h"
 
 namespace pyramid::kernels::amx {
@@ -22,11 +25,24 @@ inline uint32_t PairAt(const uint16_t* at) {
   return pair;
 }
 
-// kRows rows times a panel, [kRows, 32] sums, the bias among them. Nothing behind the last row's k
-// numbers is read.
-template <int kRows>
-void Sums(const uint16_t* a, int64_t lda, const uint16_t* panel, int k, const float* bias,
-          float* sums) {
+// A block of rows times a panel.
+struct Block {
+  const uint16_t* a = nullptr;
+  const uint16_t* panel = nullptr;
+  const float* bias = nullptr;
+  const uint16_t* residual = nullptr;
+  char* out = nullptr;
+};
+
+// kRows rows; only the columns of `mask` if not kFull. Nothing behind the last row's k numbers is
+// read.
+template <int kRows, typename Finisher, bool kFull>
+void Products(const LinearParams& p, const Block& block, __mmask32 mask) {
+  const uint16_t* const a = block.a;
+  const uint16_t* panel = block.panel;
+  const float* const bias = block.bias;
+  const int64_t lda = p.lda;
+  const int k = p.k;
   __m512 sum[kRows][2];
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
@@ -61,43 +77,43 @@ void Sums(const uint16_t* a, int64_t lda, const uint16_t* panel, int k, const fl
       sum[r][1] = AddProducts(sum[r][1], x, _mm512_loadu_si512(last + kTileElements));
     }
   }
+  char* out = block.out;
+  const uint16_t* residual = block.residual;
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    _mm512_store_ps(sums + r * kBlock, sum[r][0]);
-    _mm512_store_ps(sums + r * kBlock + kTile, sum[r][1]);
+    Finisher::template Row<kFull>(sum[r][0], sum[r][1], residual, out, mask);
+    out += p.ldo * Finisher::kBytes;
+    if (Finisher::kReads) residual += p.ldo;
   }
 }
 
-using SumsFunction = void (*)(const uint16_t*, int64_t, const uint16_t*, int, const float*, float*);
-constexpr SumsFunction kSums[kBlockRows + 1] = {nullptr,  Sums<1>,  Sums<2>, Sums<3>, Sums<4>,
-                                                Sums<5>,  Sums<6>,  Sums<7>, Sums<8>, Sums<9>,
-                                                Sums<10>, Sums<11>, Sums<12>};
+using BlockFunction = void (*)(const LinearParams&, const Block&, __mmask32);
+// By rows, less one.
+template <typename Finisher, bool kFull, int... kLess>
+constexpr std::array<BlockFunction, kBlockRows> ByRows(std::integer_sequence<int, kLess...>) {
+  return {Products<kLess + 1, Finisher, kFull>...};
+}
 
 // Rows [first, behind) times a panel, in blocks of as equal heights as can be.
 template <typename Finisher>
 void Rows(const LinearParams& p, int64_t first, int64_t behind, int64_t panel) {
-  alignas(64) float sums[kBlockRows * kBlock];
+  constexpr auto kHeights = std::make_integer_sequence<int, kBlockRows>();
+  static constexpr auto kFull = ByRows<Finisher, true>(kHeights);
+  static constexpr auto kPart = ByRows<Finisher, false>(kHeights);
   const int64_t count = behind - first, blocks = (count + kBlockRows - 1) / kBlockRows;
   const int64_t columns = Least(p.n - panel * kBlock, kBlock);
   const __mmask32 mask = columns == kBlock ? ~__mmask32{0} : (__mmask32{1} << columns) - 1;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t row = first + count * b / blocks;
     const int rows = static_cast<int>(first + count * (b + 1) / blocks - row);
-    kSums[rows](static_cast<const uint16_t*>(p.a) + row * p.lda, p.lda, PanelOf(p, panel), p.k,
-                p.bias + panel * kBlock, sums);
     const int64_t at = row * p.ldo + panel * kBlock;
-    char* out = static_cast<char*>(p.out) + at * Finisher::kBytes;
-    const uint16_t* residual =
-        Finisher::kReads ? static_cast<const uint16_t*>(p.residual) + at : nullptr;
-    for (int r = 0; r < rows; ++r) {
-      if (columns == kBlock) {
-        Finisher::template Row<true>(sums + r * kBlock, residual, out, mask);
-      } else {
-        Finisher::template Row<false>(sums + r * kBlock, residual, out, mask);
-      }
-      out += p.ldo * Finisher::kBytes;
-      if (Finisher::kReads) residual += p.ldo;
-    }
+    const Block block{
+        .a = static_cast<const uint16_t*>(p.a) + row * p.lda,
+        .panel = PanelOf(p, panel),
+        .bias = p.bias + panel * kBlock,
+        .residual = Finisher::kReads ? static_cast<const uint16_t*>(p.residual) + at : nullptr,
+        .out = static_cast<char*>(p.out) + at * Finisher::kBytes};
+    (columns == kBlock ? kFull : kPart)[static_cast<size_t>(rows - 1)](p, block, mask);
   }
 }
 

@@ -33,8 +33,11 @@ struct Finish {
   // One row of 32 sums; only the columns of `mask` are read and written if not kFull.
   template <bool kFull>
   static void Row(const float* sums, const uint16_t* residual, char* out, __mmask32 mask) {
+    Row<kFull>(_mm512_load_ps(sums), _mm512_load_ps(sums + kTile), residual, out, mask);
+  }
+  template <bool kFull>
+  static void Row(__m512 a, __m512 b, const uint16_t* residual, char* out, __mmask32 mask) {
     const __mmask16 low = static_cast<__mmask16>(mask), high = static_cast<__mmask16>(mask >> 16);
-    __m512 a = _mm512_load_ps(sums), b = _mm512_load_ps(sums + kTile);
     if constexpr (kRelu) {
       a = _mm512_max_ps(_mm512_setzero_ps(), a);
       b = _mm512_max_ps(_mm512_setzero_ps(), b);

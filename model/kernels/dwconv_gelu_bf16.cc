@@ -8,39 +8,99 @@
 namespace pyramid::kernels::amx {
 namespace {
 
-// One column of kRows output rows, 32 channels; kLeft, kRight: there are columns on these sides.
-template <int kRows, bool kLeft, bool kRight, const auto& kGelu>
-inline void Column(const uint16_t* const* rows, int64_t at, const float* weight, int64_t c,
-                   uint16_t* out, int64_t out_row) {
+// asm("" : "+v"(x)): x is in a register from here on. GCC 12 reads it from memory for each
+// instruction that uses it otherwise, and loads are what there is least of.
+
+// 32 channels of a column of kRows rows.
+template <int kRows>
+struct Column {
   __m512 even[kRows], odd[kRows];
-#pragma GCC unroll 2
-  for (int r = 0; r < kRows; ++r) {
-    even[r] = _mm512_loadu_ps(weight + 9 * c);
-    odd[r] = _mm512_loadu_ps(weight + 9 * c + 16);
-  }
+};
+
+template <int kRows>
+inline Column<kRows> Load(const uint16_t* const* rows, int64_t at) {
+  Column<kRows> column;
 #pragma GCC unroll 4
-  for (int from = 0; from < kRows + 2; ++from) {
-#pragma GCC unroll 3
-    for (int kx = kLeft ? 0 : 1; kx < (kRight ? 3 : 2); ++kx) {
-      const __m512i x = _mm512_loadu_si512(rows[from] + at + (kx - 1) * c);
-      const __m512 x_even = Even(x), x_odd = Odd(x);
-#pragma GCC unroll 2
-      for (int r = 0; r < kRows; ++r) {
-        const int ky = from - r;
-        if (ky < 0 || ky > 2) continue;
-        const float* tap = weight + (3 * ky + kx) * c;
-        even[r] = _mm512_fmadd_ps(x_even, _mm512_loadu_ps(tap), even[r]);
-        odd[r] = _mm512_fmadd_ps(x_odd, _mm512_loadu_ps(tap + 16), odd[r]);
-      }
-    }
+  for (int r = 0; r < kRows; ++r) {
+    __m512i x = _mm512_loadu_si512(rows[r] + at);
+    asm("" : "+v"(x));
+    column.even[r] = Even(x);
+    column.odd[r] = Odd(x);
   }
+  return column;
+}
+
+template <int kRows>
+inline Column<kRows> Bias(const float* weight, int64_t c) {
+  Column<kRows> sums;
 #pragma GCC unroll 2
   for (int r = 0; r < kRows; ++r) {
-    _mm512_storeu_si512(out + r * out_row,
-                        Interleave(GeluOf<kGelu>(even[r]), GeluOf<kGelu>(odd[r])));
+    sums.even[r] = _mm512_loadu_ps(weight + 9 * c);
+    sums.odd[r] = _mm512_loadu_ps(weight + 9 * c + 16);
+  }
+  return sums;
+}
+
+// What a column of the input gives to the output column that has it as its kx-th.
+template <int kRows>
+inline void Add(const Column<kRows + 2>& x, const float* weight, int64_t c, int kx,
+                Column<kRows>& sums) {
+#pragma GCC unroll 3
+  for (int ky = 0; ky < 3; ++ky) {
+    const float* tap = weight + (3 * ky + kx) * c;
+    __m512 even = _mm512_loadu_ps(tap), odd = _mm512_loadu_ps(tap + 16);
+    asm("" : "+v"(even), "+v"(odd));
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      sums.even[r] = _mm512_fmadd_ps(x.even[r + ky], even, sums.even[r]);
+      sums.odd[r] = _mm512_fmadd_ps(x.odd[r + ky], odd, sums.odd[r]);
+    }
   }
 }
 
+// GeluOf of all numbers, step by step: a chain at a time would wait for itself.
+template <const auto& kCoefficients, int kCount>
+inline void Gelu(__m512 (&x)[kCount]) {
+  __m512 m[kCount], t[kCount], p[kCount];
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) {
+    m[i] = _mm512_min_ps(_mm512_abs_ps(x[i]), _mm512_set1_ps(4.0f));
+    t[i] = _mm512_mul_ps(m[i], m[i]);
+    p[i] = _mm512_set1_ps(kCoefficients[7]);
+  }
+#pragma GCC unroll 7
+  for (int c = 6; c >= 0; --c) {
+    __m512 coefficient = _mm512_set1_ps(kCoefficients[c]);
+    asm("" : "+v"(coefficient));
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) p[i] = _mm512_fmadd_ps(p[i], t[i], coefficient);
+  }
+  __m512 half = _mm512_set1_ps(0.5f);
+  asm("" : "+v"(half));
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) {
+    const __m512 missing = _mm512_fnmadd_ps(m[i], p[i], half);
+    x[i] = _mm512_fnmadd_ps(m[i], missing, _mm512_max_ps(_mm512_setzero_ps(), x[i]));
+  }
+}
+
+template <int kRows, const auto& kGelu>
+inline void Store(const Column<kRows>& sums, uint16_t* out, int64_t out_row) {
+  __m512 all[2 * kRows];
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+    all[2 * r] = sums.even[r];
+    all[2 * r + 1] = sums.odd[r];
+  }
+  Gelu<kGelu>(all);
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_storeu_si512(out + r * out_row, Interleave(all[2 * r], all[2 * r + 1]));
+  }
+}
+
+// Each column of the input is loaded once: it goes into the sums of three columns of the output, of
+// which the first is complete then. Loading it for each of the three took a third longer.
 template <int kRows, const auto& kGelu>
 void OutputRows(const void* const* pointers, const DwconvGeluParams& p, uint16_t* out) {
   const uint16_t* rows[kRows + 2];
@@ -50,15 +110,21 @@ void OutputRows(const void* const* pointers, const DwconvGeluParams& p, uint16_t
     const float* weight = static_cast<const float*>(p.weight) + j;
     uint16_t* to = out + j;
     int64_t at = j;
-    if (p.width == 1) {
-      Column<kRows, false, false, kGelu>(rows, at, weight, c, to, out_row);
-      continue;
+    Column<kRows + 2> x = Load<kRows + 2>(rows, at);
+    Column<kRows> here = Bias<kRows>(weight, c), next = here;
+    Add<kRows>(x, weight, c, 1, here);
+    Add<kRows>(x, weight, c, 0, next);
+    for (int i = 1; i < p.width; ++i) {
+      x = Load<kRows + 2>(rows, at += c);
+      Add<kRows>(x, weight, c, 2, here);
+      Store<kRows, kGelu>(here, to, out_row);
+      to += c;
+      here = next;
+      next = Bias<kRows>(weight, c);
+      Add<kRows>(x, weight, c, 1, here);
+      Add<kRows>(x, weight, c, 0, next);
     }
-    Column<kRows, false, true, kGelu>(rows, at, weight, c, to, out_row);
-    for (int x = 1; x + 1 < p.width; ++x) {
-      Column<kRows, true, true, kGelu>(rows, at += c, weight, c, to += c, out_row);
-    }
-    Column<kRows, true, false, kGelu>(rows, at + c, weight, c, to + c, out_row);
+    Store<kRows, kGelu>(here, to, out_row);
   }
 }
 
