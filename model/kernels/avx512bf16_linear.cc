@@ -25,8 +25,9 @@ inline uint32_t PairAt(const uint16_t* at) {
   return pair;
 }
 
-// A block of rows times a panel.
-struct Block {
+// Blocks of rows times a panel, one after the other.
+struct Blocks {
+  int64_t count = 0;
   const uint16_t* a = nullptr;
   const uint16_t* panel = nullptr;
   const float* bias = nullptr;
@@ -34,13 +35,11 @@ struct Block {
   char* out = nullptr;
 };
 
-// kRows rows; only the columns of `mask` if not kFull. Nothing behind the last row's k numbers is
-// read.
+// A block of kRows rows; only the columns of `mask` if not kFull. Nothing behind the last row's k
+// numbers is read.
 template <int kRows, typename Finisher, bool kFull>
-void Products(const LinearParams& p, const Block& block, __mmask32 mask) {
-  const uint16_t* const a = block.a;
-  const uint16_t* panel = block.panel;
-  const float* const bias = block.bias;
+inline void Products(const LinearParams& p, const uint16_t* a, const uint16_t* panel,
+                     const float* bias, const uint16_t* residual, char* out, __mmask32 mask) {
   const int64_t lda = p.lda;
   const int k = p.k;
   __m512 sum[kRows][2];
@@ -77,8 +76,6 @@ void Products(const LinearParams& p, const Block& block, __mmask32 mask) {
       sum[r][1] = AddProducts(sum[r][1], x, _mm512_loadu_si512(last + kTileElements));
     }
   }
-  char* out = block.out;
-  const uint16_t* residual = block.residual;
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     Finisher::template Row<kFull>(sum[r][0], sum[r][1], residual, out, mask);
@@ -87,11 +84,24 @@ void Products(const LinearParams& p, const Block& block, __mmask32 mask) {
   }
 }
 
-using BlockFunction = void (*)(const LinearParams&, const Block&, __mmask32);
+template <int kRows, typename Finisher, bool kFull>
+void AllProducts(const LinearParams& p, const Blocks& blocks, __mmask32 mask) {
+  const uint16_t* a = blocks.a;
+  const uint16_t* residual = blocks.residual;
+  char* out = blocks.out;
+  for (int64_t b = 0; b < blocks.count; ++b) {
+    Products<kRows, Finisher, kFull>(p, a, blocks.panel, blocks.bias, residual, out, mask);
+    a += kRows * p.lda;
+    if (Finisher::kReads) residual += kRows * p.ldo;
+    out += kRows * p.ldo * Finisher::kBytes;
+  }
+}
+
+using BlocksFunction = void (*)(const LinearParams&, const Blocks&, __mmask32);
 // By rows, less one.
 template <typename Finisher, bool kFull, int... kLess>
-constexpr std::array<BlockFunction, kBlockRows> ByRows(std::integer_sequence<int, kLess...>) {
-  return {Products<kLess + 1, Finisher, kFull>...};
+constexpr std::array<BlocksFunction, kBlockRows> ByRows(std::integer_sequence<int, kLess...>) {
+  return {AllProducts<kLess + 1, Finisher, kFull>...};
 }
 
 // Rows [first, behind) times a panel, in blocks of as equal heights as can be.
@@ -101,20 +111,24 @@ void Rows(const LinearParams& p, int64_t first, int64_t behind, int64_t panel) {
   static constexpr auto kFull = ByRows<Finisher, true>(kHeights);
   static constexpr auto kPart = ByRows<Finisher, false>(kHeights);
   const int64_t count = behind - first, blocks = (count + kBlockRows - 1) / kBlockRows;
+  if (count == 0) return;
   const int64_t columns = Least(p.n - panel * kBlock, kBlock);
   const __mmask32 mask = columns == kBlock ? ~__mmask32{0} : (__mmask32{1} << columns) - 1;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t row = first + count * b / blocks;
-    const int rows = static_cast<int>(first + count * (b + 1) / blocks - row);
+  const int64_t rows = count / blocks, larger = count % blocks;  // so many have a row more
+  const auto multiply = [&](int64_t row, int64_t height, int64_t number) {
+    if (number == 0) return;
     const int64_t at = row * p.ldo + panel * kBlock;
-    const Block block{
+    const Blocks some{
+        .count = number,
         .a = static_cast<const uint16_t*>(p.a) + row * p.lda,
         .panel = PanelOf(p, panel),
         .bias = p.bias + panel * kBlock,
         .residual = Finisher::kReads ? static_cast<const uint16_t*>(p.residual) + at : nullptr,
         .out = static_cast<char*>(p.out) + at * Finisher::kBytes};
-    (columns == kBlock ? kFull : kPart)[static_cast<size_t>(rows - 1)](p, block, mask);
-  }
+    (columns == kBlock ? kFull : kPart)[static_cast<size_t>(height - 1)](p, some, mask);
+  };
+  multiply(first, rows + 1, larger);
+  multiply(first + larger * (rows + 1), rows, blocks - larger);
 }
 
 template <typename Finisher>

@@ -64,7 +64,7 @@ inline void Gelu(__m512 (&x)[kCount]) {
   __m512 m[kCount], t[kCount], p[kCount];
 #pragma GCC unroll 4
   for (int i = 0; i < kCount; ++i) {
-    m[i] = _mm512_min_ps(_mm512_abs_ps(x[i]), _mm512_set1_ps(4.0f));
+    m[i] = _mm512_range_ps(x[i], _mm512_set1_ps(4.0f), 0b1010);  // the smaller magnitude
     t[i] = _mm512_mul_ps(m[i], m[i]);
     p[i] = _mm512_set1_ps(kCoefficients[7]);
   }
