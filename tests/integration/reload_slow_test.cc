@@ -32,5 +32,22 @@ TEST(ReloadSlowTest, AHundredReloadsUnderLoadMakeNoErrorsAndKeepNoMemory) {
   }
 }
 
+TEST(ReloadSlowTest, AHundredRoundsOfUnloadAndLoadKeepNoMemory) {
+  testing::Cluster cluster;
+  cluster.Start();
+  ASSERT_FALSE(HasFailure());
+  const v1::Job job = cluster.Get(testing::TrainTwoCheckpoints(cluster));
+  const testing::ReloadReport report = testing::UnloadAndLoad(cluster, job, 100);
+  std::printf(
+      "%.2f s a round; resident MB after round 1, 10, 50, 100: %.1f %.1f %.1f %.1f; growth "
+      "after the first five %.2f %%\n",
+      report.seconds_per_reload, report.memory_mb.at(0), report.memory_mb.at(9),
+      report.memory_mb.at(49), report.memory_mb.at(99), 100 * report.growth);
+  EXPECT_THAT(report.errors, ::testing::IsEmpty());
+  if (!testing::kSanitized) {
+    EXPECT_LE(report.growth, 0.01);
+  }
+}
+
 }  // namespace
 }  // namespace pyramid

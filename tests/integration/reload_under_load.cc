@@ -108,8 +108,8 @@ double Median(std::vector<double> values) {
   return values.empty() ? 0 : values[values.size() / 2];
 }
 
-// Waits until one version's series are left: the old one has been freed.
-void AwaitOneVersion(const Cluster& cluster) {
+// Waits until so many versions' series are left: the others have been freed.
+void AwaitVersions(const Cluster& cluster, int wanted) {
   for (int i = 0; i < 2000; ++i) {
     const std::string metrics = HttpGet(cluster.metrics_address(), "/metrics");
     int versions = 0;
@@ -117,10 +117,31 @@ void AwaitOneVersion(const Cluster& cluster) {
          at = metrics.find("pyramid_serving_batches_total{", at + 1)) {
       ++versions;
     }
-    if (versions == 1) return;
+    if (versions == wanted) return;
     absl::SleepFor(absl::Milliseconds(5));
   }
   ADD_FAILURE() << "an old version's series are still there";
+}
+
+// 0 if there are too few.
+double Growth(const std::vector<double>& memory_mb) {
+  if (memory_mb.size() < 10) return 0;
+  const auto begin = memory_mb.begin(), end = memory_mb.end();
+  return Median({end - 5, end}) / Median({begin + 5, begin + 10}) - 1;
+}
+
+int PidOf(const Cluster& cluster) {
+  return nlohmann::json::parse(*ReadFile(cluster.data() / "server.json")).at("pid");
+}
+
+grpc::Status Promote(Cluster& cluster, const v1::Job& job, int checkpoint) {
+  v1::PromoteCheckpointRequest request;
+  request.set_job_id(job.id());
+  request.set_checkpoint_id(job.checkpoints(checkpoint).id());
+  request.set_model("bars");
+  grpc::ClientContext context;
+  v1::PromoteCheckpointResponse response;
+  return cluster.training().PromoteCheckpoint(&context, request, &response);
 }
 
 }  // namespace
@@ -140,15 +161,7 @@ ReloadReport ReloadUnderLoad(Cluster& cluster, const v1::Job& job, int reloads) 
   ReloadReport report;
   auto channel = grpc::CreateChannel(cluster.grpc_address(), grpc::InsecureChannelCredentials());
   auto models = v1::ModelService::NewStub(channel);
-  const auto promote = [&](int checkpoint) {
-    v1::PromoteCheckpointRequest request;
-    request.set_job_id(job.id());
-    request.set_checkpoint_id(job.checkpoints(checkpoint).id());
-    request.set_model("bars");
-    grpc::ClientContext context;
-    v1::PromoteCheckpointResponse response;
-    return cluster.training().PromoteCheckpoint(&context, request, &response);
-  };
+  const auto promote = [&](int checkpoint) { return Promote(cluster, job, checkpoint); };
   const auto load = [&] {
     v1::LoadModelRequest request;
     request.set_model("bars");
@@ -157,8 +170,7 @@ ReloadReport ReloadUnderLoad(Cluster& cluster, const v1::Job& job, int reloads) 
     return models->LoadModel(&context, request, &response);
   };
   EXPECT_TRUE(promote(0).ok());
-  const auto json = nlohmann::json::parse(*ReadFile(cluster.data() / "server.json"));
-  const int pid = json.at("pid");
+  const int pid = PidOf(cluster);
 
   Clients clients(cluster.grpc_address(), 2);
   absl::SleepFor(absl::Seconds(1));
@@ -171,18 +183,49 @@ ReloadReport ReloadUnderLoad(Cluster& cluster, const v1::Job& job, int reloads) 
     const grpc::Status status = i % 3 == 2 ? load() : promote((i % 3 + 1) % 2);
     seconds += absl::ToDoubleSeconds(absl::Now() - started);
     if (!status.ok()) report.errors.push_back(absl::StrCat("reload: ", status.error_message()));
-    AwaitOneVersion(cluster);
+    AwaitVersions(cluster, 1);
     report.memory_mb.push_back(MemoryMb(pid));
   }
   report.reload_p99_ms = clients.TakeP99();
   report.seconds_per_reload = seconds / std::max(1, reloads);
   clients.Stop();
   clients.Report(report);
-  if (reloads >= 10) {
-    const auto begin = report.memory_mb.begin(), end = report.memory_mb.end();
-    const double first = Median({begin + 5, std::min(begin + 10, end)});
-    report.growth = Median({end - 5, end}) / first - 1;
+  report.growth = Growth(report.memory_mb);
+  return report;
+}
+
+ReloadReport UnloadAndLoad(Cluster& cluster, const v1::Job& job, int rounds) {
+  ReloadReport report;
+  auto channel = grpc::CreateChannel(cluster.grpc_address(), grpc::InsecureChannelCredentials());
+  auto models = v1::ModelService::NewStub(channel);
+  auto classification = v1::ClassificationService::NewStub(channel);
+  EXPECT_TRUE(Promote(cluster, job, 0).ok());
+  const int pid = PidOf(cluster);
+  const auto note = [&report](const char* what, const grpc::Status& status) {
+    if (!status.ok()) report.errors.push_back(absl::StrCat(what, ": ", status.error_message()));
+  };
+  const absl::Time started = absl::Now();
+  for (int i = 0; i < rounds; ++i) {
+    v1::ModelState state;
+    v1::UnloadModelRequest unload;
+    unload.set_model("bars");
+    grpc::ClientContext unloading;
+    note("unload", models->UnloadModel(&unloading, unload, &state));
+    AwaitVersions(cluster, 0);
+    v1::LoadModelRequest load;
+    load.set_model("bars");
+    grpc::ClientContext loading;
+    note("load", models->LoadModel(&loading, load, &state));
+    for (int r = 0; r < 20; ++r) {
+      grpc::ClientContext context;
+      v1::ClassifyResponse response;
+      note("classify", classification->Classify(&context, Request(r), &response));
+      ++report.answers;
+    }
+    report.memory_mb.push_back(MemoryMb(pid));
   }
+  report.seconds_per_reload = absl::ToDoubleSeconds(absl::Now() - started) / std::max(1, rounds);
+  report.growth = Growth(report.memory_mb);
   return report;
 }
 

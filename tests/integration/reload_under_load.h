@@ -31,6 +31,9 @@ struct ReloadReport {
 // loaded anew. Two clients ask without a pause between their requests.
 ReloadReport ReloadUnderLoad(Cluster& cluster, const v1::Job& job, int reloads);
 
+// `rounds` times: the model "bars", a checkpoint of the job, is unloaded, loaded and asked.
+ReloadReport UnloadAndLoad(Cluster& cluster, const v1::Job& job, int rounds);
+
 }  // namespace pyramid::testing
 
 #endif  // PYRAMID_TESTS_INTEGRATION_RELOAD_UNDER_LOAD_H_

@@ -72,7 +72,7 @@ TEST(DecodeTest, EveryPictureOfTheGoldenFolderIsWhatPillowSees) {
     for (int c = 0; c < 3; ++c) {
       got[c] /= image->width * image->height;
       want[c] = expected["mean_rgb"][static_cast<size_t>(c)].get<double>();
-      EXPECT_NEAR(got[c], want[c], 1.0) << name << " channel " << c;
+      EXPECT_NEAR(got[c], want[c], 0.001) << name << " channel " << c;
     }
     const auto size = [](int width, int height) { return absl::StrCat(width, "x", height, " "); };
     std::string more;

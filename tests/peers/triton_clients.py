@@ -3,6 +3,7 @@ typed, classification, metadata, statistics, the repository, errors. The logits 
 import asyncio
 import os
 import queue
+import subprocess
 import sys
 
 import numpy as np
@@ -198,6 +199,30 @@ def http_variants(http_address):
             pyramid.compare(f"http: {algorithm}", expected, logits_of(result), LIMIT)
 
 
+def guarded():
+    """The clients' own flags for TLS and headers for a key."""
+    pictures, expected = golden()
+    certificate, private_key, keys = pyramid.path("server.pem"), pyramid.path("server.key"), pyramid.path("keys.yaml")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+                    "subjectAltName=IP:127.0.0.1", "-keyout", private_key, "-out", certificate], check=True, stderr=subprocess.DEVNULL)
+    made = subprocess.run([pyramid.PROGRAM, "key", "new", "phones", "--scopes", "infer"], check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True)
+    with open(keys, "w") as file:
+        file.write(made.stderr.strip().splitlines()[-1] + "\n")
+    headers = {"authorization": f"Bearer {made.stdout.strip()}"}
+    with server.running("--tls-cert", certificate, "--tls-key", private_key, "--keys", keys) as (grpc_address, http_address):
+        for name, client, options in (("grpc", grpcclient, {"url": grpc_address, "root_certificates": certificate}),
+                                      ("http", httpclient, {"url": http_address, "ssl_options": {"ca_certs": certificate}})):
+            with client.InferenceServerClient(ssl=True, **options) as triton:
+                result = triton.infer("pvt", float_input(client, pictures), outputs=[client.InferRequestedOutput("logits")], headers=headers)
+                pyramid.compare(f"{name}: over TLS with a key", expected, logits_of(result), LIMIT)
+                pyramid.report(f"{name}: health needs no key", str(triton.is_server_ready()), triton.is_server_ready())
+                raises(f"{name}: without a key", "401" if name == "http" else "UNAUTHENTICATED",
+                       lambda: triton.infer("pvt", float_input(client, pictures)))
+                raises(f"{name}: a key of another scope", "403" if name == "http" else "PERMISSION_DENIED",
+                       lambda: triton.unload_model("pvt", headers=headers))
+
+
 def main():
     with server.running() as (grpc_address, http_address):
         synchronous("grpc", grpcclient, grpc_address)
@@ -208,6 +233,7 @@ def main():
         asyncio.run(asynchronous("grpc", grpcaio, grpcclient, grpc_address))
         asyncio.run(asynchronous("http", httpaio, httpclient, http_address))
         descriptions(grpc_address, http_address)
+    guarded()
     pyramid.finish()
 
 
