@@ -134,6 +134,11 @@ HttpKind KindOf(absl::string_view path) {
   return absl::EndsWith(path, "/infer") ? HttpKind::kInfer : HttpKind::kModel;
 }
 
+// Without either header there is no body, and the library would wait for the connection's end.
+bool HasBody(const httplib::Request& request) {
+  return request.has_header("Content-Length") || request.has_header("Transfer-Encoding");
+}
+
 void Send(RestReply reply, httplib::Response& response) {
   response.status = reply.status;
   for (auto& [name, value] : reply.headers) response.set_header(name.c_str(), value);
@@ -153,18 +158,21 @@ void SetType(httplib::Response& response) {
 
 // Where the request's body wasn't read to its end the connection can't be used any more. The
 // library closes it if a provider of content gives up, here after everything has been written.
-void SendAndClose(RestReply reply, httplib::Response& response) {
+void SendAndClose(RestReply reply, httplib::Response& response, HttpConnections& connections,
+                  bool unread_body = true) {
   const std::string body = std::move(reply.body);
   reply.body.clear();
   const std::string type = reply.content_type;
   Send(std::move(reply), response);
   response.headers.erase(kLaterType);
   response.set_header("Connection", "close");
-  response.set_content_provider(body.size(), type,
-                                [body](size_t offset, size_t length, httplib::DataSink& sink) {
-                                  sink.write(body.data() + offset, length);
-                                  return false;
-                                });
+  response.set_content_provider(
+      body.size(), type,
+      [body, unread_body, &connections](size_t offset, size_t length, httplib::DataSink& sink) {
+        sink.write(body.data() + offset, length);
+        if (unread_body) connections.Linger();
+        return false;
+      });
 }
 
 }  // namespace
@@ -279,13 +287,12 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
                         return connections.HungUp();
                       }};
   const absl::Status admitted = options.admit(request);
-  // Without either header there is no body, and the library would wait for the connection's end.
-  const bool has_body = http.has_header("Content-Length") || http.has_header("Transfer-Encoding");
-  if (reader != nullptr && has_body) {
-    if (!admitted.ok()) return SendAndClose(ForClient(ErrorReply(admitted)), response);
+  if (reader != nullptr && HasBody(http)) {
+    if (!admitted.ok()) return SendAndClose(ForClient(ErrorReply(admitted)), response, connections);
     if (http.is_multipart_form_data()) {
       return SendAndClose(
-          {.status = 415, .body = ErrorJson("send the body as it is, not as a form")}, response);
+          {.status = 415, .body = ErrorJson("send the body as it is, not as a form")}, response,
+          connections);
     }
     BodyRoom room(body_bytes, options.max_all_bodies_bytes);
     bool whole = false;
@@ -294,7 +301,7 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
     if (!whole) {
       if (response.status == 413)
         unread = {.status = 413, .body = ErrorJson("the body is too long")};
-      return SendAndClose(std::move(unread), response);
+      return SendAndClose(std::move(unread), response, connections);
     }
     request.body = body;
     return Send(ForClient(options.answer(request)), response);
@@ -359,7 +366,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
                            raw->options.max_connections,
                            " connections have requests already, as many as may; come back later")),
                        kComeBack)),
-                   response);
+                   response, raw->connections, HasBody(request));
       return httplib::Server::HandlerResponse::Handled;
     }
     if (request.path.size() <= kMaxPath && (request.method == "GET" || request.method == "POST")) {
@@ -368,7 +375,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
     SendAndClose({.status = request.path.size() > kMaxPath ? 414 : 405,
                   .body = ErrorJson(
                       absl::StrCat("use GET or POST, and paths of at most ", kMaxPath, " bytes"))},
-                 response);
+                 response, raw->connections, HasBody(request));
     return httplib::Server::HandlerResponse::Handled;
   });
   server.Get("/healthz", [](const httplib::Request&, httplib::Response& response) {

@@ -19,6 +19,8 @@ namespace pyramid {
 namespace {
 
 constexpr absl::Duration kLookInterval = absl::Seconds(1);
+constexpr absl::Duration kLingerSilence = absl::Seconds(1);
+constexpr absl::Duration kLongestLinger = absl::Seconds(10);
 
 // "address:port" of one end, as the library writes it, and the port. Empty: it has none.
 std::string AddressOf(int fd, int (*end)(int, sockaddr*, socklen_t*), int& port) {
@@ -132,6 +134,19 @@ bool HttpConnections::HungUp() {
   if (t_mine.socket == nullptr) return true;  // the library has closed it
   pollfd look{.fd = t_mine.socket->fd, .events = POLLRDHUP, .revents = 0};
   return poll(&look, 1, 0) > 0 && (look.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+void HttpConnections::Linger() {
+  EndRequest();
+  if (t_mine.socket == nullptr) t_mine.socket = SocketOf(port_, t_mine.peer);
+  if (t_mine.socket == nullptr) return;
+  const absl::Time until = absl::Now() + kLongestLinger;
+  char thrown_away[16384];
+  while (absl::Now() < until) {
+    pollfd look{.fd = t_mine.socket->fd, .events = POLLIN, .revents = 0};
+    if (poll(&look, 1, static_cast<int>(absl::ToInt64Milliseconds(kLingerSilence))) <= 0) return;
+    if (recv(t_mine.socket->fd, thrown_away, sizeof(thrown_away), MSG_DONTWAIT) <= 0) return;
+  }
 }
 
 void HttpConnections::CloseSilent(absl::Duration longest) {

@@ -39,6 +39,11 @@ class HttpConnections {
   // By it, while it answers: whether the client has hung up.
   bool HungUp();
 
+  // By it, after an answer to a request whose body hasn't been read: reads on and throws away,
+  // until the client hangs up, is silent for a second or has had ten. One that is still sending
+  // wouldn't see the answer if the connection broke. No request is being answered from here on.
+  void Linger();
+
   // Hangs up on those that have had `longest` for a request and haven't sent one. Looks once a
   // second at most.
   void CloseSilent(absl::Duration longest);

@@ -223,7 +223,8 @@ absl::Status BatchQueue::CheckInTime(const Request& request, const Order& order,
     return PredictedLate(WithPushback(
         absl::ResourceExhaustedError(absl::StrCat(
             what, ": ", waiting_, " pictures wait, and ",
-            absl::FormatDuration(absl::Floor(request.deadline - now, absl::Milliseconds(1))),
+            absl::FormatDuration(absl::Floor(std::max(absl::ZeroDuration(), request.deadline - now),
+                                             absl::Milliseconds(1))),
             " are left; try again in ", absl::ToInt64Milliseconds(pushback), " ms")),
         pushback));
   };
