@@ -474,6 +474,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   p.open_inference = std::make_unique<OpenInference>(
       OpenInference::Options{.server_version = PYRAMID_VERSION,
                              .device = absolute.serving.device,
+                             .max_message_bytes = absolute.serving.max_message_bytes,
                              .batching = RegistryOptions(absolute).batching,
                              .ready = [&p] { return p.Ready(); }},
       *p.pipeline, *p.registry);

@@ -221,6 +221,9 @@ absl::StatusOr<inference::ModelMetadataResponse> OpenInference::ModelMetadata(
       "the server decodes, resizes and normalises";
   properties["outputs"] = "probabilities (the default), logits; classification for both";
   properties["digest"] = model.digest();
+  if (options_.max_message_bytes > 0) {
+    properties["max_message_bytes"] = absl::StrCat(options_.max_message_bytes);
+  }
   return response;
 }
 

@@ -6,6 +6,7 @@
 #ifndef PYRAMID_SERVER_RPC_OPEN_INFERENCE_H_
 #define PYRAMID_SERVER_RPC_OPEN_INFERENCE_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ class OpenInference {
   struct Options {
     std::string server_version;
     std::string device = "cpu";
+    int64_t max_message_bytes = 0;                                 // as the metadata tell it
     Batcher::Options batching;                                     // as ModelConfig tells it
     absl::AnyInvocable<bool() const> ready = [] { return true; };  // asked from any thread
   };

@@ -102,6 +102,7 @@ class InferenceTest : public ::testing::Test {
         ClassifyPipeline::Options{.max_pictures = kMaxPictures}, *registry_, metrics_);
     protocol_ = std::make_unique<OpenInference>(
         OpenInference::Options{.server_version = "1.2.3",
+                               .max_message_bytes = 1 << 20,
                                .batching = options.batching,
                                .ready = [this] { return ready_.load(); }},
         *pipeline_, *registry_);

@@ -304,6 +304,7 @@ TEST_F(OpenInferenceTest, AChargeThatIsRefusedIsTheAnswer) {
 // What perf_analyzer and image_client.py build on (serving.md 1.6).
 TEST_F(OpenInferenceTest, MetadataAndConfigDescribeOneImageAndOneVector) {
   ASSERT_OK_AND_ASSIGN(const auto metadata, protocol_->ModelMetadata("fashion", ""));
+  EXPECT_EQ(metadata.properties().at("max_message_bytes"), "1048576");
   EXPECT_EQ(metadata.name(), "fashion");
   EXPECT_THAT(metadata.versions(), ElementsAre("1"));
   ASSERT_EQ(metadata.inputs_size(), 1);
