@@ -472,11 +472,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
       *p.pipeline, *p.registry, p.metrics, absolute.serving.max_message_bytes, p.rates.get());
   p.models = std::make_unique<ModelService>(*p.registry, p.metrics);
   p.open_inference = std::make_unique<OpenInference>(
-      OpenInference::Options{.server_version = PYRAMID_VERSION,
-                             .device = absolute.serving.device,
-                             .max_message_bytes = absolute.serving.max_message_bytes,
-                             .batching = RegistryOptions(absolute).batching,
-                             .ready = [&p] { return p.Ready(); }},
+      OpenInference::Options{
+          .server_version = PYRAMID_VERSION,
+          .device = absolute.serving.device,
+          .max_message_bytes = absolute.serving.max_message_bytes,
+          .batching = RegistryOptions(absolute).batching,
+          .ready = [&p] { return p.Ready(); },
+          .public_text = [&p](absl::string_view text) { return p.text.ForPictures(text); }},
       *p.pipeline, *p.registry);
   p.inference = std::make_unique<InferenceService>(*p.open_inference, p.metrics, p.rates.get());
   p.rest = std::make_unique<RestV2>(*p.open_inference);

@@ -332,7 +332,7 @@ absl::StatusOr<inference::RepositoryIndexResponse> OpenInference::RepositoryInde
     entry.set_name(one.name);
     entry.set_version(absl::StrCat(one.version));
     entry.set_state("UNAVAILABLE");
-    entry.set_reason(one.why);
+    entry.set_reason(options_.public_text(one.why));
   }
   return response;
 }

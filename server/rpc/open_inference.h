@@ -35,6 +35,9 @@ class OpenInference {
     int64_t max_message_bytes = 0;                                 // as the metadata tell it
     Batcher::Options batching;                                     // as ModelConfig tells it
     absl::AnyInvocable<bool() const> ready = [] { return true; };  // asked from any thread
+    // A text for the log as clients may read it.
+    absl::AnyInvocable<std::string(absl::string_view) const> public_text =
+        [](absl::string_view text) { return std::string(text); };
   };
   using Done = absl::AnyInvocable<void(absl::StatusOr<inference::ModelInferResponse>) &&>;
 

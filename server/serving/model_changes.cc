@@ -395,7 +395,7 @@ ModelRegistry::Known ModelRegistry::FindDigest(const std::string& name, const st
   log::Error("model_version_damaged",
              {{"model", name}, {"version", known.version}, {"error", verified.status().message()}});
   absl::MutexLock lock(&mutex_);
-  models_[name].versions.erase(known.version);
+  SetAside(models_[name], known.version, verified.status());
   return Known();
 }
 

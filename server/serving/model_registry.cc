@@ -124,7 +124,7 @@ void ModelRegistry::StartModel(const std::string& name) {
     } else {
       log::Error("model_version_skipped",
                  {{"model", name}, {"version", version}, {"error", manifest.status().message()}});
-      model.damaged.emplace(version, manifest.status().message());
+      SetAside(model, version, manifest.status());
     }
   }
   if (model.versions.empty()) return;

@@ -541,6 +541,9 @@ TEST_F(ErrorTextTest, TellNothingOfTheMachine) {
   look("too long", http.Post("/v2/models/formula/infer", std::string(300'000, 'x'), "image/jpeg"));
   look("a long path", http.Get("/v2/models/" + std::string(2000, 'x')));
   EXPECT_THAT(http_seen, ::testing::IsSupersetOf({400, 404, 405, 413, 414}));
+  const httplib::Result index = http.Post("/v2/repository/index", "", "application/json");
+  ASSERT_TRUE(index);
+  Look("why a version can't be used", index->body);
   for (const Code code : {Code::INVALID_ARGUMENT, Code::NOT_FOUND, Code::RESOURCE_EXHAUSTED,
                           Code::DEADLINE_EXCEEDED, Code::DATA_LOSS}) {
     EXPECT_EQ(seen_.count(code), 1u) << code;

@@ -110,6 +110,9 @@ TEST_F(ModelRegistryTest, ADamagedCopyIsNotReused) {
   ASSERT_OK_AND_ASSIGN(const auto again, registry_->Promote(checkpoint, "fashion", ""));
   EXPECT_EQ(again.version, 2);
   EXPECT_FALSE(again.existed);
+  const auto damaged = registry_->ListDamaged();
+  ASSERT_EQ(damaged.size(), 1U);
+  EXPECT_EQ(damaged[0].version, 1);
 }
 
 TEST_F(ModelRegistryTest, ADtypeIsKeptOverARestart) {
