@@ -129,23 +129,28 @@ bool HttpConnections::TakeLongestIdle() {
   return true;
 }
 
-bool HttpConnections::HungUp() {
+const HttpConnections::Socket* HttpConnections::MySocket() const {
   if (t_mine.socket == nullptr) t_mine.socket = SocketOf(port_, t_mine.peer);
-  if (t_mine.socket == nullptr) return true;  // the library has closed it
-  pollfd look{.fd = t_mine.socket->fd, .events = POLLRDHUP, .revents = 0};
+  return t_mine.socket.get();
+}
+
+bool HttpConnections::HungUp() const {
+  const Socket* const socket = MySocket();
+  if (socket == nullptr) return true;
+  pollfd look{.fd = socket->fd, .events = POLLRDHUP, .revents = 0};
   return poll(&look, 1, 0) > 0 && (look.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
 void HttpConnections::Linger() {
   EndRequest();
-  if (t_mine.socket == nullptr) t_mine.socket = SocketOf(port_, t_mine.peer);
-  if (t_mine.socket == nullptr) return;
+  const Socket* const socket = MySocket();
+  if (socket == nullptr) return;
   const absl::Time until = absl::Now() + kLongestLinger;
   char thrown_away[16384];
   while (absl::Now() < until) {
-    pollfd look{.fd = t_mine.socket->fd, .events = POLLIN, .revents = 0};
+    pollfd look{.fd = socket->fd, .events = POLLIN, .revents = 0};
     if (poll(&look, 1, static_cast<int>(absl::ToInt64Milliseconds(kLingerSilence))) <= 0) return;
-    if (recv(t_mine.socket->fd, thrown_away, sizeof(thrown_away), MSG_DONTWAIT) <= 0) return;
+    if (recv(socket->fd, thrown_away, sizeof(thrown_away), MSG_DONTWAIT) <= 0) return;
   }
 }
 
@@ -179,12 +184,12 @@ bool HttpConnections::AwaitAnswered(absl::Time until) {
   return mutex_.AwaitWithDeadline(absl::Condition(&none), until);
 }
 
-void HttpConnections::CutOff() const {
-  for (const auto& socket : SocketsAt(port_)) shutdown(socket->fd, SHUT_RDWR);
+void HttpConnections::ShutAll(int how) const {
+  for (const auto& socket : SocketsAt(port_)) shutdown(socket->fd, how);
 }
 
-void HttpConnections::EndReading() const {
-  for (const auto& socket : SocketsAt(port_)) shutdown(socket->fd, SHUT_RD);
-}
+void HttpConnections::CutOff() const { ShutAll(SHUT_RDWR); }
+
+void HttpConnections::EndReading() const { ShutAll(SHUT_RD); }
 
 }  // namespace pyramid

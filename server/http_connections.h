@@ -37,7 +37,7 @@ class HttpConnections {
   void EndRequest();
 
   // By it, while it answers: whether the client has hung up.
-  bool HungUp();
+  bool HungUp() const;
 
   // By it, after an answer to a request whose body hasn't been read: reads on and throws away,
   // until the client hangs up, is silent for a second or has had ten. One that is still sending
@@ -63,11 +63,13 @@ class HttpConnections {
     bool answering = false;
     bool placed = false;
     absl::Time since;                // that it waits for a request
-    std::shared_ptr<Socket> socket;  // once HungUp was asked
+    std::shared_ptr<Socket> socket;  // once MySocket was asked
   };
 
   static std::vector<std::unique_ptr<Socket>> SocketsAt(int port);
   static std::unique_ptr<Socket> SocketOf(int port, const std::string& peer);
+  const Socket* MySocket() const;  // of this thread's connection; null: the library has closed it
+  void ShutAll(int how) const;     // as shutdown(2)
 
   bool TakeLongestIdle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

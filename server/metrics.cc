@@ -183,6 +183,12 @@ class SeriesMap {
 
 }  // namespace
 
+struct Metrics::Rpc {
+  Counter* started = nullptr;
+  Histogram* seconds = nullptr;
+  std::array<Counter*, kGrpcCodes> handled{};
+};
+
 struct Metrics::Families {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
 
@@ -307,12 +313,7 @@ struct Metrics::Families {
   SeriesMap<Gauge> alias_gauges ABSL_GUARDED_BY(mutex);
   SeriesMap<Gauge> traffic_gauges ABSL_GUARDED_BY(mutex);
   // By service and method, made at the start.
-  struct RpcSeries {
-    Counter* started = nullptr;
-    Histogram* seconds = nullptr;
-    std::array<Counter*, kGrpcCodes> handled{};
-  };
-  std::map<std::string, std::map<std::string, RpcSeries, std::less<>>, std::less<>> rpcs
+  std::map<std::string, std::map<std::string, Rpc, std::less<>>, std::less<>> rpcs
       ABSL_GUARDED_BY(mutex);
   SeriesMap<Gauge> state_gauges ABSL_GUARDED_BY(mutex);
   SeriesMap<Counter> attempt_counters ABSL_GUARDED_BY(mutex);
@@ -329,9 +330,9 @@ struct Metrics::Families {
       {&data_wait, {}},
   }};
 
-  const RpcSeries& AddRpc(const std::string& service, const std::string& method,
-                          const std::string& type) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
-    RpcSeries& series = rpcs[service][method];
+  const Rpc& AddRpc(const std::string& service, const std::string& method, const std::string& type)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    Rpc& series = rpcs[service][method];
     Labels labels{{"grpc_type", type}, {"grpc_service", service}, {"grpc_method", method}};
     series.started = &rpc_started.Add(labels);
     series.seconds = &rpc_seconds.Add(labels, LatencyBounds());
@@ -341,7 +342,7 @@ struct Metrics::Families {
     }
     return series;
   }
-  const RpcSeries& FindRpc(absl::string_view service, absl::string_view method)
+  const Rpc& FindRpc(absl::string_view service, absl::string_view method)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     const auto known = rpcs.find(service);
     if (known != rpcs.end()) {
@@ -589,22 +590,17 @@ void Metrics::ObserveModelLoad(absl::string_view model, absl::Duration duration,
   if (!ok) families_->load_failures.Add(labels).Increment();
 }
 
-void Metrics::StartRpc(absl::string_view service, absl::string_view method) {
+const Metrics::Rpc& Metrics::StartRpc(absl::string_view service, absl::string_view method) {
   Families& f = *families_;
   absl::MutexLock lock(&f.mutex);
-  f.FindRpc(service, method).started->Increment();
+  const Rpc& rpc = f.FindRpc(service, method);
+  rpc.started->Increment();
+  return rpc;
 }
 
-void Metrics::CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
-                       absl::Duration duration) {
-  Families& f = *families_;
-  const Families::RpcSeries* series = nullptr;
-  {
-    absl::MutexLock lock(&f.mutex);
-    series = &f.FindRpc(service, method);
-  }
-  series->seconds->Observe(absl::ToDoubleSeconds(duration));
-  series->handled.at(static_cast<size_t>(code))->Increment();
+void Metrics::EndRpc(const Rpc& rpc, absl::StatusCode code, absl::Duration duration) {
+  rpc.seconds->Observe(absl::ToDoubleSeconds(duration));
+  rpc.handled.at(static_cast<size_t>(code))->Increment();
 }
 
 void Metrics::CountHttp(HttpKind kind, int status) {

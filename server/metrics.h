@@ -94,12 +94,12 @@ class Metrics {
   void SetAliases(const v1::ModelState& state);
   void ObserveModelLoad(absl::string_view model, absl::Duration duration,
                         bool ok);  // pyramid_serving_model_load_duration_seconds, …failures_total
+  struct Rpc;                      // one method's series; lives as long as Metrics
   // grpc_server_started_total{grpc_type,grpc_service,grpc_method}
-  void StartRpc(absl::string_view service, absl::string_view method);
+  const Rpc& StartRpc(absl::string_view service, absl::string_view method);
   // grpc_server_handled_total, grpc_server_handling_seconds
   // {grpc_type,grpc_service,grpc_method[,grpc_code]}
-  void CountRpc(absl::string_view service, absl::string_view method, absl::StatusCode code,
-                absl::Duration duration);
+  static void EndRpc(const Rpc& rpc, absl::StatusCode code, absl::Duration duration);
   void CountHttp(HttpKind kind, int status);  // pyramid_http_requests_total{kind,status}
   // Calls refused before their message was read.
   enum class Refusal {

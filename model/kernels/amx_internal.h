@@ -117,16 +117,39 @@ template <int kSum, int kA, int kB>
                                                 -0.00100304163f, 7.35213325e-05f, -3.49460606e-06f,
                                                 9.5722875e-08f,  -1.13829701e-09f};
 
+// Of all numbers step by step: a chain at a time would wait for itself. asm("" : "+v"(x)) means
+// that x is in a register from there on: GCC 12 reads it from memory for each use otherwise.
+template <const auto& kCoefficients, int kCount>
+[[maybe_unused]] inline void GeluOfAll(__m512 (&x)[kCount]) {
+  __m512 m[kCount], t[kCount], p[kCount];
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) {
+    m[i] = _mm512_range_ps(x[i], _mm512_set1_ps(4.0f), 0b1010);  // the smaller magnitude
+    t[i] = _mm512_mul_ps(m[i], m[i]);
+    p[i] = _mm512_set1_ps(kCoefficients[7]);
+  }
+#pragma GCC unroll 7
+  for (int c = 6; c >= 0; --c) {
+    __m512 coefficient = _mm512_set1_ps(kCoefficients[c]);
+    asm("" : "+v"(coefficient));
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) p[i] = _mm512_fmadd_ps(p[i], t[i], coefficient);
+  }
+  __m512 half = _mm512_set1_ps(0.5f);
+  asm("" : "+v"(half));
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) {
+    const __m512 missing = _mm512_fnmadd_ps(m[i], p[i], half);
+    // max keeps its second operand if one is NaN.
+    x[i] = _mm512_fnmadd_ps(m[i], missing, _mm512_max_ps(_mm512_setzero_ps(), x[i]));
+  }
+}
+
 template <const auto& kCoefficients>
 [[maybe_unused]] inline __m512 GeluOf(__m512 x) {
-  const __m512 m = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(4.0f));
-  const __m512 t = _mm512_mul_ps(m, m);
-  __m512 p = _mm512_set1_ps(kCoefficients[7]);
-#pragma GCC unroll 7
-  for (int i = 6; i >= 0; --i) p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(kCoefficients[i]));
-  const __m512 missing = _mm512_fnmadd_ps(m, p, _mm512_set1_ps(0.5f));
-  // max keeps its second operand if one is NaN.
-  return _mm512_fnmadd_ps(m, missing, _mm512_max_ps(_mm512_setzero_ps(), x));
+  __m512 one[1] = {x};
+  GeluOfAll<kCoefficients>(one);
+  return one[0];
 }
 
 // 16 x 16 double words, transposed.

@@ -8,8 +8,7 @@
 namespace pyramid::kernels::amx {
 namespace {
 
-// asm("" : "+v"(x)): x is in a register from here on. GCC 12 reads it from memory for each
-// instruction that uses it otherwise, and loads are what there is least of.
+// asm("" : "+v"(x)) as in GeluOfAll; loads are what there is least of.
 
 // 32 channels of a column of kRows rows.
 template <int kRows>
@@ -58,32 +57,6 @@ inline void Add(const Column<kRows + 2>& x, const float* weight, int64_t c, int 
   }
 }
 
-// GeluOf of all numbers, step by step: a chain at a time would wait for itself.
-template <const auto& kCoefficients, int kCount>
-inline void Gelu(__m512 (&x)[kCount]) {
-  __m512 m[kCount], t[kCount], p[kCount];
-#pragma GCC unroll 4
-  for (int i = 0; i < kCount; ++i) {
-    m[i] = _mm512_range_ps(x[i], _mm512_set1_ps(4.0f), 0b1010);  // the smaller magnitude
-    t[i] = _mm512_mul_ps(m[i], m[i]);
-    p[i] = _mm512_set1_ps(kCoefficients[7]);
-  }
-#pragma GCC unroll 7
-  for (int c = 6; c >= 0; --c) {
-    __m512 coefficient = _mm512_set1_ps(kCoefficients[c]);
-    asm("" : "+v"(coefficient));
-#pragma GCC unroll 4
-    for (int i = 0; i < kCount; ++i) p[i] = _mm512_fmadd_ps(p[i], t[i], coefficient);
-  }
-  __m512 half = _mm512_set1_ps(0.5f);
-  asm("" : "+v"(half));
-#pragma GCC unroll 4
-  for (int i = 0; i < kCount; ++i) {
-    const __m512 missing = _mm512_fnmadd_ps(m[i], p[i], half);
-    x[i] = _mm512_fnmadd_ps(m[i], missing, _mm512_max_ps(_mm512_setzero_ps(), x[i]));
-  }
-}
-
 template <int kRows, const auto& kGelu>
 inline void Store(const Column<kRows>& sums, uint16_t* out, int64_t out_row) {
   __m512 all[2 * kRows];
@@ -92,7 +65,7 @@ inline void Store(const Column<kRows>& sums, uint16_t* out, int64_t out_row) {
     all[2 * r] = sums.even[r];
     all[2 * r + 1] = sums.odd[r];
   }
-  Gelu<kGelu>(all);
+  GeluOfAll<kGelu>(all);
 #pragma GCC unroll 2
   for (int r = 0; r < kRows; ++r) {
     _mm512_storeu_si512(out + r * out_row, Interleave(all[2 * r], all[2 * r + 1]));

@@ -60,21 +60,17 @@ class RpcCall {
  public:
   // Names as in the protocol: "pyramid.v1.TrainingService", "GetJob".
   RpcCall(Metrics& metrics, absl::string_view service, absl::string_view method)
-      : metrics_(metrics), service_(service), method_(method), started_(absl::Now()) {
-    metrics_.StartRpc(service_, method_);
-  }
+      : rpc_(metrics.StartRpc(service, method)), started_(absl::Now()) {}
 
   // Counts the call and gives the status to finish it with. Once. server/security/call_log.h writes
   // the log.
   grpc::Status End(const absl::Status& status) {
-    metrics_.CountRpc(service_, method_, status.code(), absl::Now() - started_);
+    Metrics::EndRpc(rpc_, status.code(), absl::Now() - started_);
     return ToGrpc(status);
   }
 
  private:
-  Metrics& metrics_;
-  std::string service_;
-  std::string method_;
+  const Metrics::Rpc& rpc_;
   absl::Time started_;
 };
 

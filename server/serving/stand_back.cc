@@ -32,18 +32,17 @@ bool IsOrdinary(const SchedulingAttributes& attributes) {
   return attributes.policy == SCHED_OTHER || attributes.policy == SCHED_BATCH;
 }
 
+bool SetPolicy(int thread, SchedulingAttributes attributes, uint32_t policy) {
+  attributes.policy = policy;
+  return syscall(SYS_sched_setattr, thread, &attributes, 0) == 0;
+}
+
 // Of an ordinary thread; zero: the kernel's slice, 1 to 3 ms.
 void Set(uint32_t policy, absl::Duration slice) {
   SchedulingAttributes attributes;
   if (!Get(0, attributes) || !IsOrdinary(attributes)) return;  // somebody's choice
-  attributes.policy = policy;
   attributes.runtime = static_cast<uint64_t>(absl::ToInt64Nanoseconds(slice));
-  syscall(SYS_sched_setattr, 0, &attributes, 0);
-}
-
-bool SetPolicy(int thread, SchedulingAttributes attributes, uint32_t policy) {
-  attributes.policy = policy;
-  return syscall(SYS_sched_setattr, thread, &attributes, 0) == 0;
+  SetPolicy(0, attributes, policy);
 }
 
 }  // namespace

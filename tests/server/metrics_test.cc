@@ -59,9 +59,8 @@ void CountEverything(Metrics& metrics) {
   metrics.SetModelReady("fashion", true);
   metrics.CountHttp(HttpKind::kInfer, 429);
   metrics.ObserveModelLoad("fashion", absl::Seconds(1), false);
-  metrics.StartRpc("pyramid.v1.TrainingService", "WatchJob");
-  metrics.CountRpc("pyramid.v1.TrainingService", "WatchJob", absl::StatusCode::kNotFound,
-                   absl::Milliseconds(2));
+  metrics.EndRpc(metrics.StartRpc("pyramid.v1.TrainingService", "WatchJob"),
+                 absl::StatusCode::kNotFound, absl::Milliseconds(2));
   metrics.SetJobs({{v1::RUNNING, 2}});
   metrics.CountAttemptEnd(v1::WORKER_LOST);
   metrics.CountRestart();
