@@ -70,6 +70,12 @@ class TorchClassifier : public Classifier {
   }
 
   const v1::Manifest& manifest() const override { return manifest_; }
+  int64_t weight_bytes() const override {
+    int64_t bytes = 0;
+    for (const torch::Tensor& tensor : network_->parameters())
+      bytes += static_cast<int64_t>(tensor.nbytes());
+    return bytes;
+  }
 
  private:
   // A forward pass of one input size, recorded on the device: queued at once instead of operation

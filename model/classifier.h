@@ -3,6 +3,7 @@
 #ifndef PYRAMID_MODEL_CLASSIFIER_H_
 #define PYRAMID_MODEL_CLASSIFIER_H_
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -36,6 +37,9 @@ class Classifier {
 
   // What computes: "plain" (LibTorch's operations), "packed amx", "packed avx512" …
   virtual std::string path() const { return "plain"; }
+
+  // Memory of the weights as they are held, on whichever device.
+  virtual int64_t weight_bytes() const { return 0; }
 
   // As Forward without the answer; adds each part's seconds to `profile`. Unimplemented on the
   // plain path.

@@ -68,6 +68,7 @@ class PackedClassifier : public Classifier {
   }
 
   const v1::Manifest& manifest() const override { return manifest_; }
+  int64_t weight_bytes() const override { return Current()->packed_bytes(); }
 
   std::string path() const override {
     const std::string name = Current()->kernels().name;

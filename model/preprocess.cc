@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "model/resample.h"
 #include "proto/base/status.h"
 
@@ -173,14 +174,18 @@ absl::StatusOr<std::vector<float>> Preprocess(const RgbImage& image, const v1::P
 
 absl::StatusOr<std::vector<float>> DecodeAndPreprocess(absl::string_view bytes,
                                                        const v1::Preprocessing& p,
-                                                       const DecodeLimits& limits) {
+                                                       const DecodeLimits& limits,
+                                                       absl::Duration* decoding) {
   RETURN_IF_ERROR(CheckPreprocessing(p));
+  const absl::Time started = absl::Now();
   RgbImage cropped;
   {
     // The whole picture, perhaps the largest block of the process, goes back before the next.
-    ASSIGN_OR_RETURN(const RgbImage image,
-                     DecodeImage(bytes, p.channels(), p.exif() == "apply", limits));
-    ASSIGN_OR_RETURN(cropped, ResizeAndCrop(image, p));
+    const absl::StatusOr<RgbImage> image =
+        DecodeImage(bytes, p.channels(), p.exif() == "apply", limits);
+    if (decoding != nullptr) *decoding = absl::Now() - started;
+    RETURN_IF_ERROR(image.status());
+    ASSIGN_OR_RETURN(cropped, ResizeAndCrop(*image, p));
   }
   return Normalised(cropped, p);
 }

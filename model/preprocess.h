@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "proto/model.pb.h"
 
 namespace pyramid {
@@ -65,10 +66,11 @@ absl::StatusOr<RgbImage> ResizeAndCrop(const RgbImage& image, const v1::Preproce
 // ResizeAndCrop, then ÷ 255, mean, std: [channels, crop, crop] floats.
 absl::StatusOr<std::vector<float>> Preprocess(const RgbImage& image, const v1::Preprocessing& p);
 
-// DecodeImage and Preprocess.
+// DecodeImage and Preprocess. `decoding`, if not null, is set to what the first took.
 absl::StatusOr<std::vector<float>> DecodeAndPreprocess(absl::string_view bytes,
                                                        const v1::Preprocessing& p,
-                                                       const DecodeLimits& limits = {});
+                                                       const DecodeLimits& limits = {},
+                                                       absl::Duration* decoding = nullptr);
 
 // (x / 255 - mean) / std into CHW; `out` has channels * height * width floats. The trainer
 // normalises its augmented pictures with it.

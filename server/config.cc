@@ -34,6 +34,8 @@ void VisitConfig(ServerConfig& c, Visitor&& visit) {
   visit("", "drain_timeout", c.drain_timeout);
   visit("serving", "max_batch", c.serving.max_batch);
   visit("serving", "max_delay", c.serving.max_delay);
+  visit("serving", "default_timeout", c.serving.default_timeout);
+  visit("serving", "objective", c.serving.objective);
   visit("serving", "max_queue", c.serving.max_queue);
   visit("serving", "max_pictures", c.serving.max_pictures);
   visit("serving", "max_message_bytes", c.serving.max_message_bytes);
@@ -248,6 +250,10 @@ absl::Status CheckServerConfig(const ServerConfig& c) {
   RETURN_IF_ERROR(InRange("server.serving.max_batch", s.max_batch, 1, 1024));
   RETURN_IF_ERROR(
       InRange("server.serving.max_delay", s.max_delay, absl::ZeroDuration(), absl::Seconds(10)));
+  RETURN_IF_ERROR(InRange("server.serving.default_timeout", s.default_timeout, absl::ZeroDuration(),
+                          absl::Hours(1)));
+  RETURN_IF_ERROR(
+      InRange("server.serving.objective", s.objective, absl::ZeroDuration(), absl::Hours(1)));
   RETURN_IF_ERROR(InRange("server.serving.max_queue", s.max_queue, 1, 1'000'000));
   RETURN_IF_ERROR(InRange("server.serving.max_pictures", s.max_pictures, 1, 4096));
   if (s.max_pictures > s.max_queue) {

@@ -32,6 +32,11 @@ struct ServerConfig {
     int max_batch = 32;                               // pictures per forward pass
     absl::Duration max_delay = absl::ZeroDuration();  // how long the oldest picture waits for
                                                       // company while the network is idle
+    // The deadline of requests that have none or a later one, from their arrival; 0: none.
+    absl::Duration default_timeout = absl::ZeroDuration();
+    // The duration that requests are meant to stay within: the histogram of durations gets a bucket
+    // bound there; 0: none.
+    absl::Duration objective = absl::ZeroDuration();
     int max_queue = 256;                   // pictures accepted, not yet in a batch, per model
     int max_pictures = 64;                 // per request
     int64_t max_message_bytes = 64 << 20;  // per request

@@ -296,7 +296,9 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
     }
     BodyRoom room(body_bytes, options.max_all_bodies_bytes);
     bool whole = false;
+    const absl::Time started = absl::Now();
     RestReply unread = ReadBody(*reader, room, body, whole);
+    request.received = absl::Now() - started;
     // The library has skipped the rest of a body whose length was told to be over the limit.
     if (!whole) {
       if (response.status == 413)

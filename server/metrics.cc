@@ -7,6 +7,7 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <fstream>
@@ -23,6 +24,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "proto/base/answer_mix.h"
 #include "proto/base/grpc_status.h"
 #include "proto/classification.pb.h"
 #include "proto/open_inference.pb.h"
@@ -49,6 +51,14 @@ const Histogram::BucketBoundaries& LatencyBounds() {
   return bounds;
 }
 
+Histogram::BucketBoundaries BoundsWith(absl::Duration objective) {
+  Histogram::BucketBoundaries bounds = LatencyBounds();
+  const double bound = absl::ToDoubleSeconds(objective);
+  const auto after = std::lower_bound(bounds.begin(), bounds.end(), bound);
+  if (bound > 0 && (after == bounds.end() || *after != bound)) bounds.insert(after, bound);
+  return bounds;
+}
+
 // 10 ms … 5 min: loading a model, writing a checkpoint.
 const Histogram::BucketBoundaries& FileBounds() {
   static const Histogram::BucketBoundaries bounds{0.01, 0.025, 0.05, 0.1, 0.25, 0.5,  1.0,
@@ -64,8 +74,8 @@ const Histogram::BucketBoundaries& WaitBounds() {
 }
 
 const Histogram::BucketBoundaries& ConfidenceBounds() {
-  static const Histogram::BucketBoundaries bounds{0.05, 0.1, 0.2, 0.3, 0.4,  0.5,
-                                                  0.6,  0.7, 0.8, 0.9, 0.95, 0.99};
+  static const Histogram::BucketBoundaries bounds(kConfidenceBounds.begin(),
+                                                  kConfidenceBounds.end());
   return bounds;
 }
 
@@ -74,8 +84,10 @@ const Histogram::BucketBoundaries& BatchBounds() {
   return bounds;
 }
 
-constexpr std::array<std::pair<ModelMetrics::Stage, absl::string_view>, 4> kStages{{
+constexpr std::array<std::pair<ModelMetrics::Stage, absl::string_view>, 6> kStages{{
+    {ModelMetrics::Stage::kReceive, "receive"},
     {ModelMetrics::Stage::kDecode, "decode"},
+    {ModelMetrics::Stage::kPreprocess, "preprocess"},
     {ModelMetrics::Stage::kQueue, "queue"},
     {ModelMetrics::Stage::kForward, "forward"},
     {ModelMetrics::Stage::kRank, "rank"},
@@ -185,6 +197,8 @@ class SeriesMap {
 
 struct Metrics::Rpc {
   Counter* started = nullptr;
+  Counter* received = nullptr;
+  Counter* sent = nullptr;
   Histogram* seconds = nullptr;
   std::array<Counter*, kGrpcCodes> handled{};
 };
@@ -216,7 +230,8 @@ struct Metrics::Families {
                                                     "Time of a Classify request in its handler.");
   Family<Histogram>& stage_seconds = NewHistogram(
       "pyramid_serving_stage_duration_seconds",
-      "Time by stage: decode and queue per picture, forward per batch, rank per request.");
+      "Time by stage: receive and rank per request; decode, preprocess and queue per picture; "
+      "forward per batch.");
   Family<Histogram>& batch_size =
       NewHistogram("pyramid_serving_batch_size_images", "Pictures in a batch.");
   Family<Counter>& images =
@@ -236,6 +251,12 @@ struct Metrics::Families {
   Family<Gauge>& model_ready =
       NewGauge("pyramid_serving_model_ready",
                "1 while the model answers requests that name it alone, otherwise 0.");
+  Family<Gauge>& model_memory =
+      NewGauge("pyramid_serving_model_memory_bytes", "Memory of the weights of a loaded version.");
+  Family<Gauge>& drift =
+      NewGauge("pyramid_serving_drift_index",
+               "Population stability index of the newest answers against the validation; NaN: too "
+               "few answers yet.");
   Family<Histogram>& confidence = NewHistogram("pyramid_serving_confidence_ratio",
                                                "Probability of the best class of a picture, 0..1.");
   Family<Counter>& predictions = NewCounter(
@@ -258,6 +279,10 @@ struct Metrics::Families {
       NewCounter("grpc_server_handled_total", "RPCs ended on the server, by code.");
   Family<Counter>& rpc_started =
       NewCounter("grpc_server_started_total", "RPCs begun on the server.");
+  Family<Counter>& rpc_received =
+      NewCounter("grpc_server_msg_received_total", "Messages of RPCs received by the server.");
+  Family<Counter>& rpc_sent =
+      NewCounter("grpc_server_msg_sent_total", "Messages of RPCs sent by the server.");
   Family<Histogram>& rpc_seconds =
       NewHistogram("grpc_server_handling_seconds", "Time of an RPC on the server.");
   Family<Counter>& refused_calls = NewCounter(
@@ -306,6 +331,8 @@ struct Metrics::Families {
   Histogram& all_checkpoint_seconds = checkpoint_seconds.Add({}, FileBounds());
   Gauge& newest_checkpoint_bytes = checkpoint_bytes.Add({});
 
+  Histogram::BucketBoundaries request_bounds;  // set once, before anything is observed
+
   absl::Mutex mutex;
   std::map<std::string, std::unique_ptr<ModelMetrics>, std::less<>> models ABSL_GUARDED_BY(mutex);
   std::map<std::string, Gauge*, std::less<>> model_infos ABSL_GUARDED_BY(mutex);
@@ -335,6 +362,8 @@ struct Metrics::Families {
     Rpc& series = rpcs[service][method];
     Labels labels{{"grpc_type", type}, {"grpc_service", service}, {"grpc_method", method}};
     series.started = &rpc_started.Add(labels);
+    series.received = &rpc_received.Add(labels);
+    series.sent = &rpc_sent.Add(labels);
     series.seconds = &rpc_seconds.Add(labels, LatencyBounds());
     for (int code = 0; code < kGrpcCodes; ++code) {
       labels["grpc_code"] = std::string(GrpcCodeName(static_cast<absl::StatusCode>(code)));
@@ -368,6 +397,8 @@ class ModelMetricsImpl final : public ModelMetrics {
     Family<Counter>& images;
     Family<Counter>& batches;
     Family<Counter>& predictions;
+    Family<Gauge>& memory;
+    Family<Gauge>& drift;
   };
   struct Series {
     std::map<Rejection, Counter*> rejected;
@@ -382,7 +413,7 @@ class ModelMetricsImpl final : public ModelMetrics {
 
   ModelMetricsImpl(std::string model, const Families& families, Series series)
       : model_(std::move(model)), families_(families), series_(std::move(series)) {
-    StartVersion(0);
+    StartVersion(0, 0);
   }
 
   void CountRequest(int64_t version, absl::StatusCode code) override {
@@ -423,23 +454,43 @@ class ModelMetricsImpl final : public ModelMetrics {
   void SetPredictedWait(absl::Duration wait) override {
     series_.predicted_wait.Set(absl::ToDoubleSeconds(wait));
   }
-  void StartVersion(int64_t version) override {
+  void StartVersion(int64_t version, int64_t weight_bytes) override {
     absl::MutexLock lock(&mutex_);
     VersionSeries& series = versions_[version];
     ++series.loaded;
     for (const absl::StatusCode code : kClassifyCodes) Request(series, version, code);
-    if (version != 0) MakeBatchSeries(series, version);  // nothing else goes through the network
+    if (version == 0) return;  // nothing of it goes through a network
+    MakeBatchSeries(series, version);
+    if (series.memory == nullptr) series.memory = &families_.memory.Add(VersionLabels(version));
+    series.memory->Increment(static_cast<double>(weight_bytes));
   }
-  void DropVersion(int64_t version) override {
+  void DropVersion(int64_t version, int64_t weight_bytes) override {
     absl::MutexLock lock(&mutex_);
     VersionSeries& series = versions_[version];
+    series.memory->Decrement(static_cast<double>(weight_bytes));
     if (--series.loaded > 0) return;
     for (Counter* counter : series.requests) {
       if (counter != nullptr) families_.requests.Remove(counter);
     }
     families_.images.Remove(series.images);
     families_.batches.Remove(series.batches);
+    families_.memory.Remove(series.memory);
+    for (Gauge* gauge : series.drift) {
+      if (gauge != nullptr) families_.drift.Remove(gauge);
+    }
     versions_.erase(version);
+  }
+  void SetDrift(int64_t version, Drift kind, double index) override {
+    absl::MutexLock lock(&mutex_);
+    const auto found = versions_.find(version);
+    if (found == versions_.end()) return;
+    Gauge*& gauge = found->second.drift.at(static_cast<size_t>(kind));
+    if (gauge == nullptr) {
+      Labels labels = VersionLabels(version);
+      labels["kind"] = kind == Drift::kClasses ? "classes" : "confidence";
+      gauge = &families_.drift.Add(labels);
+    }
+    gauge->Set(index);
   }
 
  private:
@@ -449,6 +500,8 @@ class ModelMetricsImpl final : public ModelMetrics {
     std::array<Counter*, kGrpcCodes> requests{};  // null: not seen yet
     Counter* images = nullptr;
     Counter* batches = nullptr;
+    Gauge* memory = nullptr;
+    std::array<Gauge*, 2> drift{};  // null: the version has nothing to compare with
   };
 
   Labels VersionLabels(int64_t version) const {
@@ -481,8 +534,9 @@ class ModelMetricsImpl final : public ModelMetrics {
 
 }  // namespace
 
-Metrics::Metrics() : families_(std::make_unique<Families>()) {
+Metrics::Metrics(absl::Duration objective) : families_(std::make_unique<Families>()) {
   Families& f = *families_;
+  f.request_bounds = BoundsWith(objective);
   f.build_info.Add({{"version", PYRAMID_VERSION}}).Set(1);
   absl::MutexLock lock(&f.mutex);
   for (int state = v1::QUEUED; state <= v1::JobState_MAX; ++state) {
@@ -517,7 +571,7 @@ ModelMetrics& Metrics::ForModel(absl::string_view model) {
     ModelMetricsImpl::Series series{
         .rejected = {},
         .stages = {},
-        .request_seconds = f.request_seconds.Add(labels, LatencyBounds()),
+        .request_seconds = f.request_seconds.Add(labels, f.request_bounds),
         .batch_size = f.batch_size.Add(labels, BatchBounds()),
         .confidence = f.confidence.Add(labels, ConfidenceBounds()),
         .queue = f.queue.Add(labels),
@@ -534,7 +588,9 @@ ModelMetrics& Metrics::ForModel(absl::string_view model) {
     f.load_failures.Add(labels);
     f.model_ready.Add(labels);
     made = std::make_unique<ModelMetricsImpl>(
-        name, ModelMetricsImpl::Families{f.requests, f.images, f.batches, f.predictions},
+        name,
+        ModelMetricsImpl::Families{f.requests, f.images, f.batches, f.predictions, f.model_memory,
+                                   f.drift},
         std::move(series));
   }
   return *made;
@@ -542,14 +598,19 @@ ModelMetrics& Metrics::ForModel(absl::string_view model) {
 
 void Metrics::AddInflight(int requests) { families_->inflight_requests.Increment(requests); }
 
-void Metrics::SetModelInfo(absl::string_view model, int64_t version, absl::string_view digest) {
+void Metrics::SetModelInfo(absl::string_view model, int64_t version, const v1::Manifest& manifest,
+                           absl::string_view dtype) {
   Families& f = *families_;
   const std::string name(model);
   absl::MutexLock lock(&f.mutex);
   Gauge*& info = f.model_infos[name];
   if (info != nullptr) f.model_info.Remove(info);
-  info = &f.model_info.Add(
-      {{"model", name}, {"version", absl::StrCat(version)}, {"digest", std::string(digest)}});
+  info = &f.model_info.Add({{"model", name},
+                            {"version", absl::StrCat(version)},
+                            {"digest", manifest.digest()},
+                            {"job", manifest.training().job_id()},
+                            {"variant", manifest.network().variant()},
+                            {"dtype", std::string(dtype)}});
   info->Set(1);
 }
 
@@ -597,6 +658,10 @@ const Metrics::Rpc& Metrics::StartRpc(absl::string_view service, absl::string_vi
   rpc.started->Increment();
   return rpc;
 }
+
+void Metrics::CountReceived(const Rpc& rpc) { rpc.received->Increment(); }
+
+void Metrics::CountSent(const Rpc& rpc) { rpc.sent->Increment(); }
 
 void Metrics::EndRpc(const Rpc& rpc, absl::StatusCode code, absl::Duration duration) {
   rpc.seconds->Observe(absl::ToDoubleSeconds(duration));

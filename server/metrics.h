@@ -15,6 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "proto/lifecycle.pb.h"
+#include "proto/model.pb.h"
 #include "proto/training.pb.h"
 
 namespace prometheus {
@@ -27,7 +28,8 @@ namespace pyramid {
 // may be loaded at once.
 class ModelMetrics {
  public:
-  enum class Stage { kDecode, kQueue, kForward, kRank };
+  enum class Stage { kReceive, kDecode, kPreprocess, kQueue, kForward, kRank };
+  enum class Drift { kClasses, kConfidence };
   enum class Rejection {
     kQueueFull,
     kPredictedLate,
@@ -63,9 +65,12 @@ class ModelMetrics {
   // pyramid_serving_predicted_wait_seconds{model}: of a picture that comes now.
   virtual void SetPredictedWait(absl::Duration wait) = 0;
   // The series of a version start at 0 when it is loaded and go when it is unloaded. Calls are
-  // paired; a version may be loaded twice.
-  virtual void StartVersion(int64_t version) = 0;
-  virtual void DropVersion(int64_t version) = 0;
+  // paired; a version may be loaded twice. `weight_bytes` are added to and taken from
+  // pyramid_serving_model_memory_bytes{model,version}.
+  virtual void StartVersion(int64_t version, int64_t weight_bytes) = 0;
+  virtual void DropVersion(int64_t version, int64_t weight_bytes) = 0;
+  // pyramid_serving_drift_index{model,version,kind}; goes with the version.
+  virtual void SetDrift(int64_t version, Drift kind, double index) = 0;
 };
 
 // What a request of the HTTP port is about.
@@ -73,7 +78,9 @@ enum class HttpKind { kHealth, kInfer, kModel, kRepository, kOther };
 
 class Metrics {
  public:
-  Metrics();
+  // `objective`: request durations get a bucket bound there, so that the share of requests within
+  // it is exact; 0: none.
+  explicit Metrics(absl::Duration objective = absl::ZeroDuration());
   ~Metrics();
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
@@ -84,9 +91,9 @@ class Metrics {
   // Serving.
   ModelMetrics& ForModel(absl::string_view model);
   void AddInflight(int requests);  // pyramid_serving_inflight_requests
-  void SetModelInfo(
-      absl::string_view model, int64_t version,
-      absl::string_view digest);  // pyramid_serving_model_info = 1; drops the old version's
+  // pyramid_serving_model_info{model,version,digest,job,variant,dtype} = 1; drops the old version's
+  void SetModelInfo(absl::string_view model, int64_t version, const v1::Manifest& manifest,
+                    absl::string_view dtype);
   void SetModelReady(absl::string_view model, bool ready);  // pyramid_serving_model_ready{model}
   void DropModelInfo(absl::string_view model);              // nothing of it is stable or loaded
   // pyramid_serving_alias_version{model,alias}, pyramid_serving_traffic_ratio{model,alias} of the
@@ -97,6 +104,8 @@ class Metrics {
   struct Rpc;                      // one method's series; lives as long as Metrics
   // grpc_server_started_total{grpc_type,grpc_service,grpc_method}
   const Rpc& StartRpc(absl::string_view service, absl::string_view method);
+  static void CountReceived(const Rpc& rpc);  // grpc_server_msg_received_total
+  static void CountSent(const Rpc& rpc);      // grpc_server_msg_sent_total
   // grpc_server_handled_total, grpc_server_handling_seconds
   // {grpc_type,grpc_service,grpc_method[,grpc_code]}
   static void EndRpc(const Rpc& rpc, absl::StatusCode code, absl::Duration duration);

@@ -225,6 +225,7 @@ ClassifyPipeline::Options PipelineOptions(const ServerConfig& config) {
   options.decode.max_side = config.serving.max_picture_side;
   options.decode.max_pixels_per_byte = config.serving.max_pixels_per_byte;
   options.refuse_non_finite = config.serving.refuse_non_finite;
+  options.default_timeout = config.serving.default_timeout;
   return options;
 }
 
@@ -258,7 +259,7 @@ std::string HostForUrl(const std::string& host) {
 // In the order in which they are made; destroyed in reverse.
 struct Server::Parts {
   explicit Parts(const ServerConfig& server_config)
-      : config(server_config), text(server_config.data) {}
+      : config(server_config), metrics(server_config.serving.objective), text(server_config.data) {}
 
   const ServerConfig config;
   std::unique_ptr<FolderLock> lock;

@@ -10,10 +10,12 @@ namespace pyramid {
 void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
                 double label_smoothing, EvalCounts& counts) {
   const int64_t classes = labels.empty() ? 0 : static_cast<int64_t>(logits.size() / labels.size());
+  if (counts.classes.size() < static_cast<size_t>(classes)) counts.classes.resize(classes);
   for (size_t i = 0; i < labels.size(); ++i) {
     const std::span<const float> row = logits.subspan(i * classes, classes);
     const float mine = row[labels[i]];
-    const float largest = *std::max_element(row.begin(), row.end());
+    const auto best = std::max_element(row.begin(), row.end());  // the first among equals
+    const float largest = *best;
     int64_t ahead = 0;  // logits larger than the label's
     bool numbers = true;
     double sum_exp = 0;
@@ -29,6 +31,10 @@ void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
                        label_smoothing * (log_sum - sum / static_cast<double>(classes));
     counts.top1 += numbers && ahead < 1;
     counts.top5 += numbers && ahead < 5;
+    if (numbers) {
+      ++counts.classes[best - row.begin()];
+      ++counts.confidence[ConfidenceBucket(1 / sum_exp)];
+    }
     ++counts.images;
   }
 }

@@ -2,12 +2,14 @@
 #ifndef PYRAMID_WORKER_EVALUATE_H_
 #define PYRAMID_WORKER_EVALUATE_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "proto/base/answer_mix.h"
 #include "worker/data/loader.h"
 
 namespace pyramid {
@@ -17,6 +19,10 @@ struct EvalCounts {
   int64_t top1 = 0;     // label has the largest logit (the lower index first among equals)
   int64_t top5 = 0;     // among the five largest
   double loss_sum = 0;  // cross entropy with label smoothing
+  // Of pictures whose logits are all finite: by best class, by its probability
+  // (proto/base/answer_mix.h).
+  std::vector<int64_t> classes;
+  std::array<int64_t, kConfidenceBuckets> confidence{};
   bool interrupted = false;
 
   // 0 without pictures.

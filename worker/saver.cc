@@ -172,6 +172,10 @@ absl::StatusOr<v1::Checkpoint> Saver::Save(Trainer& trainer, const RunState& sta
     training.set_val_top5(options_.network.num_classes() >= 5 ? validation->Top5() : 0);
     training.set_val_loss(validation->Loss());
     training.set_val_images(validation->images);
+    v1::AnswerMix& answers = *training.mutable_val_answers();
+    answers.mutable_classes()->Assign(validation->classes.begin(), validation->classes.end());
+    answers.mutable_confidence()->Assign(validation->confidence.begin(),
+                                         validation->confidence.end());
   }
 
   // A checkpoint of this step that was written before the epoch's validation steps aside until the

@@ -32,6 +32,7 @@ class ClassifyCall final : public LargeCall<v1::ClassifyRequest, v1::ClassifyRes
 
   void Run() override {
     AddRequestId(request().request_id(), context());
+    pipeline_.Received(request().model(), received());
     if (rates_ != nullptr) {
       const absl::Status passed =
           rates_->Pass(CredentialsOf(context()), request().model(), request().pictures_size());

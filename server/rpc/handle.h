@@ -62,10 +62,16 @@ class RpcCall {
   RpcCall(Metrics& metrics, absl::string_view service, absl::string_view method)
       : rpc_(metrics.StartRpc(service, method)), started_(absl::Now()) {}
 
+  // A message of the call has been read, or is being sent.
+  void Received() { Metrics::CountReceived(rpc_); }
+  void Sending() { Metrics::CountSent(rpc_); }
+
+  absl::Duration age() const { return absl::Now() - started_; }
+
   // Counts the call and gives the status to finish it with. Once. server/security/call_log.h writes
   // the log.
   grpc::Status End(const absl::Status& status) {
-    Metrics::EndRpc(rpc_, status.code(), absl::Now() - started_);
+    Metrics::EndRpc(rpc_, status.code(), age());
     return ToGrpc(status);
   }
 
@@ -74,12 +80,15 @@ class RpcCall {
   absl::Time started_;
 };
 
-// Runs `function`, which returns absl::Status, as one call.
+// Runs `function`, which returns absl::Status, as one call with one message each way.
 template <typename Function>
 grpc::Status Handle(Metrics& metrics, absl::string_view service, absl::string_view method,
                     Function&& function) {
   RpcCall call(metrics, service, method);
-  return call.End(std::forward<Function>(function)());
+  call.Received();
+  const absl::Status status = std::forward<Function>(function)();
+  if (status.ok()) call.Sending();
+  return call.End(status);
 }
 
 }  // namespace pyramid

@@ -32,8 +32,10 @@ class InferCall final
     if (request().inputs_size() != 1 || request().inputs(0).datatype() != "FP32") {
       PutBack(large(), request());
     }
-    OpenInference::Caller caller{
-        .deadline = DeadlineOf(context()), .cancelled = cancelled(), .large = std::move(large())};
+    OpenInference::Caller caller{.deadline = DeadlineOf(context()),
+                                 .cancelled = cancelled(),
+                                 .received = received(),
+                                 .large = std::move(large())};
     if (rates_ != nullptr) {
       caller.charge = [this](int pictures) {
         return rates_->Pass(CredentialsOf(context()), request().model_name(), pictures);

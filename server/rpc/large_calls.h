@@ -100,6 +100,7 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
     const grpc::Status written =
         grpc::SerializationTraits<Response>::Serialize(*answer, &answer_, &own);
     if (!written.ok()) return Finish(written);
+    call_.Sending();
     answered_ = absl::Now();
     StartWriteAndFinish(&answer_, grpc::WriteOptions(), status);
   }
@@ -109,6 +110,7 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
   // Fields that are empty in request() and lie here; until Answer.
   std::vector<LargeField>& large() { return large_; }
   const std::shared_ptr<std::atomic<bool>>& cancelled() const { return cancelled_; }
+  absl::Duration received() const { return received_; }  // from the headers to request()
 
  private:
   void OnReadDone(bool ok) override {
@@ -120,6 +122,8 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
       return Answer(absl::InvalidArgumentError(
           absl::StrCat("the message is no ", Request::descriptor()->full_name())));
     }
+    call_.Received();
+    received_ = call_.age();
     pass_.reset();
     Run();
   }
@@ -154,6 +158,7 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
   std::vector<grpc::Slice> slices_;  // what large_ points into
   std::vector<LargeField> large_;
   grpc::ByteBuffer answer_;
+  absl::Duration received_;
   absl::Time answered_ = absl::InfinitePast();
   Request request_;
   const std::shared_ptr<std::atomic<bool>> cancelled_ = std::make_shared<std::atomic<bool>>(false);

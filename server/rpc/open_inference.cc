@@ -113,7 +113,10 @@ void OpenInference::Infer(const inference::ModelInferRequest& request, Caller ca
                           Done done) const {
   // An unknown model first, whatever else is wrong.
   const absl::string_view model = ViewOf(request.model_name()).model;
-  if (registry_.MetricsOf(model) == nullptr) {
+  ModelMetrics* const metrics = registry_.MetricsOf(model);
+  if (metrics != nullptr) {
+    metrics->ObserveStage(ModelMetrics::Stage::kReceive, caller.received);
+  } else {
     const auto unknown = registry_.Find(model, 0);
     if (!unknown.ok()) return std::move(done)(unknown.status());
   }
@@ -263,6 +266,8 @@ absl::StatusOr<inference::ModelConfigResponse> OpenInference::ModelConfig(
   inference::ModelQueuePolicy& policy = *batching.mutable_default_queue_policy();
   policy.set_timeout_action(inference::ModelQueuePolicy::REJECT);
   policy.set_allow_timeout_override(true);
+  policy.set_default_timeout_microseconds(
+      static_cast<uint64_t>(absl::ToInt64Microseconds(pipeline_.options().default_timeout)));
   policy.set_max_queue_size(static_cast<uint32_t>(options_.batching.max_queue));
   auto& parameters = *config.mutable_parameters();
   parameters["digest"].set_string_value(model.digest());

@@ -47,6 +47,7 @@ class OpenInference {
   struct Caller {
     absl::Time deadline = absl::InfiniteFuture();  // the parameter timeout may shorten it
     CancelFlag cancelled;
+    absl::Duration received;        // what reading the request took
     std::vector<LargeField> large;  // as PlanInfer takes them
     // Asked once the request is known to be good, with its pictures; an error is the answer.
     absl::AnyInvocable<absl::Status(int pictures)> charge;

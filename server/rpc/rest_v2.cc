@@ -204,11 +204,13 @@ RestReply RestV2::Infer(absl::string_view name, absl::string_view version,
   absl::StatusOr<inference::ModelInferResponse> answer;
   absl::Notification done;
   const auto cancelled = std::make_shared<std::atomic<bool>>(false);
-  protocol_.Infer(*read, {.cancelled = cancelled, .charge = std::move(request.charge)},
-                  [&](absl::StatusOr<inference::ModelInferResponse> result) {
-                    answer = std::move(result);
-                    done.Notify();
-                  });
+  protocol_.Infer(
+      *read,
+      {.cancelled = cancelled, .received = request.received, .charge = std::move(request.charge)},
+      [&](absl::StatusOr<inference::ModelInferResponse> result) {
+        answer = std::move(result);
+        done.Notify();
+      });
   while (!done.WaitForNotificationWithTimeout(kLookAtClient)) {
     if (request.gone != nullptr && request.gone()) cancelled->store(true);
   }

@@ -12,6 +12,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "server/rpc/open_inference.h"
 
 namespace pyramid {
@@ -20,6 +21,7 @@ struct RestRequest {
   absl::string_view method;  // "GET", "POST"
   absl::string_view path;    // "/v2/models/fashion/infer"; decoded, without the query
   absl::string_view body;
+  absl::Duration received;  // what reading the body took
   // A header's value, empty if it isn't there; names in any case.
   absl::FunctionRef<std::string(absl::string_view name)> header;
   std::string actor;  // who asks, for the record of changes

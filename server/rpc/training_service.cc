@@ -46,12 +46,15 @@ grpc::Status TrainingService::ListJobs(grpc::ServerContext*, const v1::ListJobsR
 grpc::Status TrainingService::WatchJob(grpc::ServerContext* context,
                                        const v1::WatchJobRequest* request,
                                        grpc::ServerWriter<v1::JobEvent>* writer) {
-  return Handle(metrics_, kService, "WatchJob", [&]() -> absl::Status {
+  RpcCall call(metrics_, kService, "WatchJob");
+  call.Received();
+  const auto watch_job = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const std::unique_ptr<JobWatch> watch, jobs_.Watch(*request));
     while (!context->IsCancelled()) {
       const absl::StatusOr<v1::JobEvent> event = watch->Next(absl::Now() + kWatchPause);
       if (event.ok()) {
         if (!writer->Write(*event)) return absl::CancelledError("the client has gone");
+        call.Sending();
       } else if (absl::IsOutOfRange(event.status())) {
         return absl::OkStatus();
       } else if (!absl::IsDeadlineExceeded(event.status())) {
@@ -59,7 +62,8 @@ grpc::Status TrainingService::WatchJob(grpc::ServerContext* context,
       }
     }
     return absl::CancelledError("the client has gone");
-  });
+  };
+  return call.End(watch_job());
 }
 
 grpc::Status TrainingService::CancelJob(grpc::ServerContext*, const v1::CancelJobRequest* request,

@@ -231,8 +231,10 @@ void ClassifyPipeline::Classify(const v1::ClassifyRequest& request, absl::Time d
 void ClassifyPipeline::Classify(const v1::ClassifyRequest& request,
                                 std::vector<PictureView> pictures, absl::Time deadline,
                                 CancelFlag cancelled, Done done) {
-  const auto call = std::make_shared<Call>(request, std::move(pictures), clock_.Now(), deadline,
-                                           std::move(cancelled), std::move(done));
+  const absl::Time now = clock_.Now();
+  const auto call =
+      std::make_shared<Call>(request, std::move(pictures), now, Shortened(deadline, now),
+                             std::move(cancelled), std::move(done));
   metrics_.AddInflight(1);
   absl::Status admitted = Admit(*call);
   if (!admitted.ok()) {
@@ -357,6 +359,11 @@ absl::Status ClassifyPipeline::AdmitPictures(const std::shared_ptr<Call>& call) 
   return decode_pool_.Post(std::move(tasks), order, *size);
 }
 
+absl::Time ClassifyPipeline::Shortened(absl::Time deadline, absl::Time now) const {
+  if (options_.default_timeout == absl::ZeroDuration()) return deadline;
+  return std::min(deadline, now + options_.default_timeout);
+}
+
 // When the answer must be ready: the way here is gone already, the way back is to come. They take
 // half of the time at most: a hiccup mustn't lock everybody out.
 absl::Time ClassifyPipeline::DueFor(absl::Time deadline, absl::Time now) const {
@@ -372,6 +379,11 @@ absl::Duration ClassifyPipeline::UntilDecoded(const Batcher::Request& request,
          ((decode_pool_.Ahead(order, *size) + request.pictures - 1) / decode_pool_.threads() + 1);
 }
 
+void ClassifyPipeline::Received(absl::string_view model, absl::Duration time) {
+  ModelMetrics* metrics = registry_.MetricsOf(model);
+  if (metrics != nullptr) metrics->ObserveStage(Stage::kReceive, time);
+}
+
 absl::StatusOr<Door::Pass> ClassifyPipeline::EnterDoor(absl::Time deadline) {
   const absl::Time now = clock_.Now();
   std::optional<Door::Wish> wish = door_.Expect(now);
@@ -379,7 +391,7 @@ absl::StatusOr<Door::Pass> ClassifyPipeline::EnterDoor(absl::Time deadline) {
   const auto model = registry_.Find(wish->model, wish->version);
   if (!model.ok() || *model == nullptr) return door_.Enter(now);
   Batcher::Request request = wish->pictures;
-  request.deadline = DueFor(deadline, now);
+  request.deadline = DueFor(Shortened(deadline, now), now);
   // Those before it that are still being read will have asked for the same by then.
   request.pictures *= 1 + door_.Reading(now);
   request.until_ready = UntilDecoded(request, wish->decode);
@@ -415,29 +427,30 @@ void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, Work
   const PictureView& picture = call->views[static_cast<size_t>(index)];
   absl::StatusOr<std::vector<float>> pixels =
       std::vector<float>();  // of a tensor: none, they stay where they are
+  PictureTimes times;
   if (picture.kind != PictureView::Kind::kFloats) {
     pixels = DecodeAndPreprocess(picture.bytes.Whole(), call->model->manifest().preprocessing(),
-                                 options_.decode);
-  }
-  const absl::Duration duration = clock_.Now() - started;
-  if (picture.kind == PictureView::Kind::kEncoded) {
+                                 options_.decode, &times.decode);
+    const absl::Duration duration = clock_.Now() - started;
     decode_times_[static_cast<size_t>(size)].Observe(duration);
+    times.decode = std::min(times.decode, duration);
+    times.preprocess = duration - times.decode;
   }
   if (!pixels.ok()) call->metrics->CountRejection(Rejection::kDecode, 1);
-  Decoded(call, index, std::move(pixels), duration);
+  Decoded(call, index, std::move(pixels), times);
 }
 
 // Pictures go to the batcher as soon as they fill a batch or none is left to decode: one at a time
 // would make a batch of one first.
 void ClassifyPipeline::Decoded(const std::shared_ptr<Call>& call, int index,
                                absl::StatusOr<std::vector<float>> pixels,
-                               std::optional<absl::Duration> duration) {
+                               std::optional<PictureTimes> times) {
   Batcher& batcher = call->model->batcher();
   const v1::Preprocessing& preprocessing = call->model->manifest().preprocessing();
   bool last = false;
   {
     absl::MutexLock lock(&call->mutex);
-    call->decode += duration.value_or(absl::ZeroDuration());
+    if (times.has_value()) call->decode += times->decode + times->preprocess;
     --call->undecoded;
     if (pixels.ok()) {
       const PictureView& picture = call->views[static_cast<size_t>(index)];
@@ -462,7 +475,11 @@ void ClassifyPipeline::Decoded(const std::shared_ptr<Call>& call, int index,
     }
     if (call->undecoded == 0) call->room = Batcher::Room();  // of those that couldn't be decoded
     // Here: who sees it knows that the picture is in the queue; who has the answer sees it.
-    if (duration.has_value()) call->metrics->ObserveStage(Stage::kDecode, *duration);
+    if (times.has_value()) {
+      const bool file = call->views[static_cast<size_t>(index)].kind == PictureView::Kind::kEncoded;
+      if (file) call->metrics->ObserveStage(Stage::kPreprocess, times->preprocess);
+      call->metrics->ObserveStage(Stage::kDecode, times->decode);
+    }
   }
   if (last) Finish(*call);
 }
@@ -514,8 +531,8 @@ void ClassifyPipeline::Finish(Call& call) {
       }
       if (!predictions->empty()) {
         const v1::Prediction& best = predictions->front();
-        call.metrics->ObserveAnswer(best.index(), static_cast<int>(picture.logits.size()),
-                                    best.probability());
+        call.model->ObserveAnswer(best.index(), static_cast<int>(picture.logits.size()),
+                                  best.probability());
       }
       result.mutable_predictions()->Assign(predictions->begin(), predictions->end());
       if (call.request.return_logits()) {

@@ -60,6 +60,9 @@ class ClassifyPipeline {
     // Floats that aren't finite: InvalidArgument, or they go through the network and what comes out
     // is the answer (its probabilities are meaningless).
     bool refuse_non_finite = true;
+    // The deadline of requests that come without one or with a later one, from their arrival; 0:
+    // none.
+    absl::Duration default_timeout = absl::ZeroDuration();
   };
   using Done = absl::AnyInvocable<void(absl::StatusOr<v1::ClassifyResponse>) &&>;
 
@@ -93,6 +96,9 @@ class ClassifyPipeline {
   // to be kept until the message has been read or the call is over, whichever comes first.
   absl::StatusOr<Door::Pass> EnterDoor(absl::Time deadline);
 
+  // A request to `model` was read `time` after its call had begun.
+  void Received(absl::string_view model, absl::Duration time);
+
   // An answer has left `time` after it was ready. Requests come in through the same queues, unseen
   // until they are read: so much of their time is taken to be gone by then, and as much is kept for
   // their answers.
@@ -122,14 +128,19 @@ class ClassifyPipeline {
   void LoadThenStart(const std::shared_ptr<Call>& call);
   void Start(const std::shared_ptr<Call>& call);
   absl::Status AdmitPictures(const std::shared_ptr<Call>& call);
+  absl::Time Shortened(absl::Time deadline, absl::Time now) const;
   absl::Time DueFor(absl::Time deadline, absl::Time now) const;
   // `size` of the largest file; none: tensors only.
   absl::Duration UntilDecoded(const Batcher::Request& request,
                               std::optional<WorkPool::Size> size) const;
   void Decode(const std::shared_ptr<Call>& call, int index, WorkPool::Size size);
-  // `duration`: none if it wasn't tried.
+  struct PictureTimes {
+    absl::Duration decode;
+    absl::Duration preprocess;  // of a file
+  };
+  // `times`: none if it wasn't tried.
   void Decoded(const std::shared_ptr<Call>& call, int index,
-               absl::StatusOr<std::vector<float>> pixels, std::optional<absl::Duration> duration);
+               absl::StatusOr<std::vector<float>> pixels, std::optional<PictureTimes> times);
   void Answered(const std::shared_ptr<Call>& call, int index,
                 absl::StatusOr<Batcher::Answer> answer);
   void Finish(Call& call);

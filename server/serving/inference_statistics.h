@@ -63,6 +63,7 @@ class CountedClassifier final : public Classifier {
                                              int width) override;
   const v1::Manifest& manifest() const override { return classifier_.manifest(); }
   std::string path() const override { return classifier_.path(); }
+  int64_t weight_bytes() const override { return classifier_.weight_bytes(); }
 
  private:
   Classifier& classifier_;

@@ -206,7 +206,8 @@ void ModelRegistry::ShowState(const Model& model) {
   if (stable == model.loaded.end()) {
     metrics_.DropModelInfo(name);
   } else {
-    metrics_.SetModelInfo(name, stable->first, stable->second.version->manifest().digest());
+    const ModelVersion& version = *stable->second.version;
+    metrics_.SetModelInfo(name, stable->first, version.manifest(), version.dtype());
   }
   metrics_.SetAliases(model.state);
 }

@@ -3,11 +3,18 @@
 #include <malloc.h>
 #include <pthread.h>
 
+#include <limits>
+#include <optional>
 #include <utility>
 
 #include "proto/base/log.h"
 
 namespace pyramid {
+namespace {
+
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
+}  // namespace
 
 ModelVersion::ModelVersion(std::string name, int64_t version, std::string dtype,
                            std::unique_ptr<Classifier> classifier, const Batcher::Options& batching,
@@ -17,14 +24,28 @@ ModelVersion::ModelVersion(std::string name, int64_t version, std::string dtype,
       dtype_(std::move(dtype)),
       metrics_(metrics.ForModel(name_)),
       classifier_(std::move(classifier)),
+      weight_bytes_(classifier_->weight_bytes()),
+      drift_(classifier_->manifest().training().val_answers()),
       counted_(*classifier_, statistics_) {
-  metrics_.StartVersion(version_);
+  metrics_.StartVersion(version_, weight_bytes_);
+  if (drift_.available()) ShowDrift({.classes = kNone, .confidence = kNone});
   batcher_ = std::make_unique<Batcher>(counted_, batching, metrics_, version_, clock);
 }
 
 ModelVersion::~ModelVersion() {
   batcher_.reset();
-  metrics_.DropVersion(version_);
+  metrics_.DropVersion(version_, weight_bytes_);
+}
+
+void ModelVersion::ObserveAnswer(int index, int classes, double probability) const {
+  metrics_.ObserveAnswer(index, classes, probability);
+  const std::optional<DriftMeter::Index> drift = drift_.Observe(index, probability);
+  if (drift.has_value()) ShowDrift(*drift);
+}
+
+void ModelVersion::ShowDrift(const DriftMeter::Index& drift) const {
+  metrics_.SetDrift(version_, ModelMetrics::Drift::kClasses, drift.classes);
+  metrics_.SetDrift(version_, ModelMetrics::Drift::kConfidence, drift.confidence);
 }
 
 VersionReaper::VersionReaper() : thread_([this] { Run(); }) {}

@@ -14,6 +14,7 @@
 #include "proto/base/clock.h"
 #include "server/metrics.h"
 #include "server/serving/batcher.h"
+#include "server/serving/drift.h"
 #include "server/serving/inference_statistics.h"
 
 namespace pyramid {
@@ -35,15 +36,21 @@ class ModelVersion {
   Classifier& classifier() const { return *classifier_; }
   Batcher& batcher() const { return *batcher_; }
   ModelMetrics& metrics() const { return metrics_; }
+  // A picture's best class, of how many, and its probability.
+  void ObserveAnswer(int index, int classes, double probability) const;
   InferenceStatistics& statistics() const { return statistics_; }
 
  private:
+  void ShowDrift(const DriftMeter::Index& drift) const;
+
   const std::string name_;
   const int64_t version_;
   const std::string dtype_;
   ModelMetrics& metrics_;
   const std::unique_ptr<Classifier> classifier_;
+  const int64_t weight_bytes_;
   mutable InferenceStatistics statistics_;
+  mutable DriftMeter drift_;
   CountedClassifier counted_;
   std::unique_ptr<Batcher> batcher_;
 };

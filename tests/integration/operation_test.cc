@@ -1,10 +1,14 @@
 // What an operator relies on, with the real programs: health, draining, ids in the logs, limits,
 // and errors that tell nothing of the machine.
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <httplib.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -60,6 +64,20 @@ class OperationTest : public ::testing::Test {
     const grpc::Status status = testing::RawCall(cluster_.Channel({}), testing::kHealthCheck,
                                                  HealthRequest(service), &response);
     return status.ok() ? HealthStatus(response) : -static_cast<int>(status.error_code());
+  }
+  // A socket whose reads end after ten seconds; -1: nobody listens.
+  static int ConnectTo(const std::string& address) {
+    const std::vector<std::string> parts = absl::StrSplit(address, ':');
+    sockaddr_in where{};
+    where.sin_family = AF_INET;
+    where.sin_port = htons(static_cast<uint16_t>(std::stoi(parts.at(1))));
+    inet_pton(AF_INET, parts.at(0).c_str(), &where.sin_addr);
+    const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const timeval limit{.tv_sec = 10, .tv_usec = 0};
+    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    if (connect(socket, reinterpret_cast<sockaddr*>(&where), sizeof where) == 0) return socket;
+    close(socket);
+    return -1;
   }
   double Metric(const std::string& series) {
     const std::string text = testing::HttpGet(cluster_.metrics_address(), "/metrics");
@@ -386,6 +404,66 @@ TEST_F(OperationTest, PingsEveryTenSecondsAreWelcome) {
   ASSERT_TRUE(testing::RawCall(channel, testing::kHealthCheck, "", &response).ok());
   absl::SleepFor(absl::Seconds(5));
   EXPECT_EQ(channel->GetState(false), GRPC_CHANNEL_READY);
+}
+
+// A connection whose other end is there no more, as behind a NAT that forgot it: the ping isn't
+// answered.
+TEST_F(OperationTest, AConnectionThatAnswersNoPingIsClosed) {
+  Start("connections: {keepalive_time: 1s, keepalive_timeout: 1s}\n");
+  ASSERT_FALSE(HasFailure());
+  const int socket = ConnectTo(cluster_.grpc_address());
+  ASSERT_GE(socket, 0);
+  // HTTP/2's preface and an empty SETTINGS frame; nothing is ever acknowledged.
+  const std::string hello("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", 33);
+  ASSERT_EQ(write(socket, hello.data(), hello.size()), static_cast<ssize_t>(hello.size()));
+  const absl::Time began = absl::Now();
+  std::string received;
+  char buffer[4096];
+  for (ssize_t got = 1; got > 0;) {
+    got = read(socket, buffer, sizeof buffer);
+    if (got > 0) received.append(buffer, static_cast<size_t>(got));
+    ASSERT_TRUE(got >= 0 || errno == ECONNRESET) << "still open after ten seconds";
+  }
+  close(socket);
+  EXPECT_THAT(received, HasSubstr(std::string("\0\0\x08\x06\0", 5))) << "a PING frame";
+  EXPECT_GE(absl::Now() - began, absl::Milliseconds(1500));
+  EXPECT_EQ(Check(""), kServing);
+}
+
+TEST_F(OperationTest, ReflectionNamesTheServicesUnlessItIsOff) {
+  const std::string path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  const std::string list_services("\x3a\x00", 2);
+  Start();
+  ASSERT_FALSE(HasFailure());
+  std::string services;
+  ASSERT_TRUE(testing::RawCall(cluster_.Channel({}), path, list_services, &services).ok());
+  EXPECT_THAT(services, AllOf(HasSubstr("inference.GRPCInferenceService"),
+                              HasSubstr("pyramid.v1.ClassificationService")));
+  ASSERT_EQ(cluster_.Stop().exit_code, 0);
+  Start("reflection: false\n");
+  ASSERT_FALSE(HasFailure());
+  EXPECT_EQ(testing::RawCall(cluster_.Channel({}), path, list_services, &services).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+}
+
+// curl can't say how long it waits; the server can.
+TEST_F(OperationTest, RequestsWithoutADeadlineHaveTheDefaultOneAndTheObjectiveIsABound) {
+  Start("serving: {default_timeout: 1us, objective: 77ms}\n");
+  ASSERT_FALSE(HasFailure());
+  httplib::Client http("http://" + cluster_.http_address());
+  const auto picture =
+      ReadFile(absl::StrCat(PYRAMID_SOURCE_DIR, "/tests/golden/images/baseline_444.jpg"));
+  const auto result = http.Post("/v2/models/formula/infer", *picture, "image/jpeg");
+  ASSERT_TRUE(result);
+  EXPECT_THAT(result->status, ::testing::AnyOf(429, 504)) << result->body;
+  grpc::ClientContext context;
+  v1::ClassifyResponse response;
+  EXPECT_THAT(
+      cluster_.classification().Classify(&context, TensorRequest(), &response).error_code(),
+      ::testing::AnyOf(grpc::StatusCode::RESOURCE_EXHAUSTED, grpc::StatusCode::DEADLINE_EXCEEDED));
+  EXPECT_EQ(Metric(R"(pyramid_serving_images_total{model="formula",version="1"})"), 0);
+  EXPECT_EQ(
+      Metric(R"(pyramid_serving_request_duration_seconds_bucket{model="formula",le="0.077"})"), 2);
 }
 
 TEST_F(OperationTest, AnOldConnectionIsReplacedWithoutAnError) {

@@ -40,6 +40,8 @@ TEST(ServerConfigTest, ShippedFileStatesTheDefaults) {
   EXPECT_EQ(config.connections.bdp_probe, defaults.connections.bdp_probe);
   EXPECT_EQ(config.serving.max_delay, defaults.serving.max_delay);
   EXPECT_EQ(config.serving.max_queue, defaults.serving.max_queue);
+  EXPECT_EQ(config.serving.default_timeout, defaults.serving.default_timeout);
+  EXPECT_EQ(config.serving.objective, defaults.serving.objective);
   EXPECT_EQ(config.serving.instances, defaults.serving.instances);
   EXPECT_EQ(config.serving.forward_threads, defaults.serving.forward_threads);
   EXPECT_EQ(config.serving.max_pictures, defaults.serving.max_pictures);
@@ -58,10 +60,13 @@ TEST(ServerConfigTest, ReadsSectionsAndDurations) {
   ASSERT_OK_AND_ASSIGN(
       const ServerConfig config,
       ParseServerConfig("grpc_port: 0\nserving:\n  max_delay: 4ms\n  max_pixels_per_byte: 500\n"
+                        "  default_timeout: 2s\n  objective: 80ms\n"
                         "training: {cpu_workers: 3}\n"));
   EXPECT_EQ(config.grpc_port, 0);
   EXPECT_EQ(config.serving.max_delay, absl::Milliseconds(4));
   EXPECT_EQ(config.serving.max_pixels_per_byte, 500);
+  EXPECT_EQ(config.serving.default_timeout, absl::Seconds(2));
+  EXPECT_EQ(config.serving.objective, absl::Milliseconds(80));
   EXPECT_EQ(config.training.cpu_workers, 3);
 }
 

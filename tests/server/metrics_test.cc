@@ -12,6 +12,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "proto/base/file.h"
 #include "server/process_metrics.h"
@@ -41,10 +42,19 @@ v1::Progress SomeProgress() {
   return progress;
 }
 
+v1::Manifest ManifestOf(const std::string& digest) {
+  v1::Manifest manifest;
+  manifest.set_digest(digest);
+  manifest.mutable_training()->set_job_id("job-1");
+  manifest.mutable_network()->set_variant("pvt_v2_b0");
+  return manifest;
+}
+
 // Everything there is, each at least once.
 void CountEverything(Metrics& metrics) {
   ModelMetrics& model = metrics.ForModel("fashion");
-  model.StartVersion(3);
+  model.StartVersion(3, 3'700'000);
+  model.SetDrift(3, ModelMetrics::Drift::kConfidence, 0.125);
   model.CountRequest(3, absl::StatusCode::kOk);
   model.CountRejection(ModelMetrics::Rejection::kExpired, 4);
   model.ObserveRequest(absl::Milliseconds(20));
@@ -55,12 +65,15 @@ void CountEverything(Metrics& metrics) {
   model.ObserveAnswer(2, 10, 0.75);
   model.SetPredictedWait(absl::Milliseconds(120));
   metrics.AddInflight(1);
-  metrics.SetModelInfo("fashion", 3, "sha256:ab");
+  metrics.SetModelInfo("fashion", 3, ManifestOf("sha256:ab"), "bf16");
   metrics.SetModelReady("fashion", true);
   metrics.CountHttp(HttpKind::kInfer, 429);
   metrics.ObserveModelLoad("fashion", absl::Seconds(1), false);
-  metrics.EndRpc(metrics.StartRpc("pyramid.v1.TrainingService", "WatchJob"),
-                 absl::StatusCode::kNotFound, absl::Milliseconds(2));
+  const Metrics::Rpc& rpc = metrics.StartRpc("pyramid.v1.TrainingService", "WatchJob");
+  metrics.CountReceived(rpc);
+  metrics.CountSent(rpc);
+  metrics.CountSent(rpc);
+  metrics.EndRpc(rpc, absl::StatusCode::kNotFound, absl::Milliseconds(2));
   metrics.SetJobs({{v1::RUNNING, 2}});
   metrics.CountAttemptEnd(v1::WORKER_LOST);
   metrics.CountRestart();
@@ -98,7 +111,7 @@ TEST(MetricsTest, PromtoolIsContentBeforeAnythingIsCounted) {
 
 TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
   Metrics metrics;
-  metrics.ForModel("fashion").StartVersion(1);
+  metrics.ForModel("fashion").StartVersion(1, 100);
   for (
       const char* series : {
           R"(pyramid_serving_requests_total{code="OK",model="fashion",version="1"})",
@@ -109,6 +122,8 @@ TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
           R"(pyramid_serving_rejected_images_total{model="fashion",reason="predicted_late"})",
           R"(pyramid_serving_predicted_wait_seconds{model="fashion"})",
           R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="queue"})",
+          R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="receive"})",
+          R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="preprocess"})",
           R"(pyramid_serving_request_duration_seconds_count{model="fashion"})",
           R"(pyramid_serving_batch_size_images_count{model="fashion"})",
           R"(pyramid_serving_images_total{model="fashion",version="1"})",
@@ -118,6 +133,8 @@ TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
           R"(pyramid_serving_confidence_ratio_count{model="fashion"})",
           R"(pyramid_http_requests_total{kind="health",status="200"})",
           R"(grpc_server_started_total{grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})",
+          R"(grpc_server_msg_received_total{grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})",
+          R"(grpc_server_msg_sent_total{grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})",
           R"(pyramid_jobs{state="queued"})",
           R"(pyramid_jobs{state="failed"})",
           R"(pyramid_attempts_total{class="none"})",
@@ -150,7 +167,14 @@ TEST(MetricsTest, EachCallCountsWhereItsNameSays) {
       {R"(pyramid_serving_queue_images{model="fashion"})", 5},
       {R"(pyramid_serving_queue_capacity_images{model="fashion"})", 256},
       {"pyramid_serving_inflight_requests", 1},
-      {R"(pyramid_serving_model_info{digest="sha256:ab",model="fashion",version="3"})", 1},
+      {R"(pyramid_serving_model_info{digest="sha256:ab",dtype="bf16",job="job-1",model="fashion",variant="pvt_v2_b0",version="3"})",
+       1},
+      {R"(pyramid_serving_model_memory_bytes{model="fashion",version="3"})", 3'700'000},
+      {R"(pyramid_serving_drift_index{kind="confidence",model="fashion",version="3"})", 0.125},
+      {R"(grpc_server_msg_received_total{grpc_method="WatchJob",grpc_service="pyramid.v1.TrainingService",grpc_type="server_stream"})",
+       1},
+      {R"(grpc_server_msg_sent_total{grpc_method="WatchJob",grpc_service="pyramid.v1.TrainingService",grpc_type="server_stream"})",
+       2},
       {R"(pyramid_serving_model_load_duration_seconds_sum{model="fashion"})", 1},
       {R"(pyramid_serving_model_load_failures_total{model="fashion"})", 1},
       {R"(grpc_server_handled_total{grpc_code="NotFound",grpc_method="WatchJob",grpc_service="pyramid.v1.TrainingService",grpc_type="server_stream"})",
@@ -252,9 +276,11 @@ TEST(MetricsTest, AnEndedJobLeavesNoSeries) {
 TEST(MetricsTest, AnUnloadedVersionLeavesNoSeries) {
   Metrics metrics;
   ModelMetrics& model = metrics.ForModel("fashion");
-  model.StartVersion(1);
-  model.StartVersion(2);
-  model.DropVersion(1);
+  model.StartVersion(1, 100);
+  model.StartVersion(2, 100);
+  model.SetDrift(1, ModelMetrics::Drift::kClasses, 0);
+  model.DropVersion(1, 100);
+  model.SetDrift(1, ModelMetrics::Drift::kClasses, 1);  // of a batch that ends late
   EXPECT_FALSE(absl::StrContains(MetricsText(metrics), R"(version="1")"));
   EXPECT_TRUE(absl::StrContains(MetricsText(metrics), R"(version="2")"));
 }
@@ -262,24 +288,62 @@ TEST(MetricsTest, AnUnloadedVersionLeavesNoSeries) {
 TEST(MetricsTest, AVersionLoadedTwiceKeepsItsSeriesUntilBothAreGone) {
   Metrics metrics;
   ModelMetrics& model = metrics.ForModel("fashion");
-  model.StartVersion(1);
-  model.StartVersion(1);
+  model.StartVersion(1, 100);
+  model.StartVersion(1, 100);
   model.ObserveBatch(1, 2);
-  model.DropVersion(1);
+  EXPECT_EQ(Sample(metrics, R"(pyramid_serving_model_memory_bytes{model="fashion",version="1"})"),
+            200);
+  model.DropVersion(1, 100);
+  EXPECT_EQ(Sample(metrics, R"(pyramid_serving_model_memory_bytes{model="fashion",version="1"})"),
+            100);
   EXPECT_EQ(Sample(metrics, R"(pyramid_serving_images_total{model="fashion",version="1"})"), 2);
-  model.DropVersion(1);
+  model.DropVersion(1, 100);
   EXPECT_FALSE(HasSeries(metrics, R"(pyramid_serving_images_total{model="fashion",version="1"})"));
 }
 
 TEST(MetricsTest, ModelInfoNamesOnlyTheVersionInService) {
   Metrics metrics;
-  metrics.SetModelInfo("fashion", 1, "sha256:one");
-  metrics.SetModelInfo("fashion", 2, "sha256:two");
+  metrics.SetModelInfo("fashion", 1, ManifestOf("sha256:one"), "fp32");
+  metrics.SetModelInfo("fashion", 2, ManifestOf("sha256:two"), "fp32");
   EXPECT_FALSE(absl::StrContains(MetricsText(metrics), "sha256:one"));
   EXPECT_EQ(
-      Sample(metrics,
-             R"(pyramid_serving_model_info{digest="sha256:two",model="fashion",version="2"})"),
+      Sample(
+          metrics,
+          R"(pyramid_serving_model_info{digest="sha256:two",dtype="fp32",job="job-1",model="fashion",variant="pvt_v2_b0",version="2"})"),
       1);
+}
+
+TEST(MetricsTest, AnObjectiveIsABoundOfRequestDurations) {
+  Metrics metrics(absl::Milliseconds(50));
+  ModelMetrics& model = metrics.ForModel("fashion");
+  model.ObserveRequest(absl::Milliseconds(45));
+  model.ObserveRequest(absl::Milliseconds(50));
+  model.ObserveRequest(absl::Milliseconds(51));
+  const auto within = [&](const char* bound) {
+    return Sample(
+        metrics,
+        absl::StrCat(R"(pyramid_serving_request_duration_seconds_bucket{model="fashion",le=")",
+                     bound, R"("})"));
+  };
+  EXPECT_EQ(within("0.04"), 0);
+  EXPECT_EQ(within("0.05"), 2);
+  EXPECT_EQ(within("0.064"), 3);
+}
+
+TEST(MetricsTest, AnObjectiveThatIsABoundAlreadyOrBeyondAllAddsWhatItMust) {
+  const auto bounds = [](absl::Duration objective) {
+    Metrics metrics(objective);
+    metrics.ForModel("fashion");
+    const std::string text = MetricsText(metrics);
+    int count = 0;
+    for (absl::string_view line : absl::StrSplit(text, '\n')) {
+      count += absl::StartsWith(line, "pyramid_serving_request_duration_seconds_bucket");
+    }
+    return count;
+  };
+  EXPECT_EQ(bounds(absl::ZeroDuration()), 27);  // with +Inf
+  EXPECT_EQ(bounds(absl::Milliseconds(40)), 27);
+  EXPECT_EQ(bounds(absl::Seconds(20)), 28);
 }
 
 }  // namespace

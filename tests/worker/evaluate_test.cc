@@ -49,6 +49,18 @@ TEST(EvaluateTest, LogitsThatAreNoNumbersAreWrong) {
   EXPECT_EQ(counts.images, 2);
 }
 
+TEST(EvaluateTest, CountsAnswersByClassAndConfidence) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EvalCounts counts = Count({9, 0, 0,     // class 0, nearly certain
+                             0, 0, 0,     // equals: the first; a third
+                             0, 0.5f, 0,  // class 1, 0.45
+                             0, nan, 0},
+                            {2, 2, 2, 2});
+  CountBatch(std::vector<float>{0, 0, 9}, std::vector<int64_t>{0}, 0, counts);
+  EXPECT_THAT(counts.classes, ::testing::ElementsAre(2, 1, 1));
+  EXPECT_THAT(counts.confidence, ::testing::ElementsAre(0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 2));
+}
+
 TEST(EvaluateTest, NothingCountedIsZero) {
   const EvalCounts counts;
   EXPECT_EQ(counts.Top1(), 0);

@@ -99,7 +99,8 @@ TEST_F(SaverTest, AResumedRunGoesOnBitForBit) {
 TEST_F(SaverTest, WritesWhatTheManifestPromises) {
   const Recipe recipe = SmallRecipe();
   const auto trainer = MakeTrainer(recipe);
-  EvalCounts counts{.images = 10, .top1 = 7, .top5 = 9, .loss_sum = 5};
+  EvalCounts counts{.images = 10, .top1 = 7, .top5 = 9, .loss_sum = 5, .classes = {4, 6}};
+  counts.confidence[12] = 10;
   RunState state = At(8);
   state.epochs_done = 1;
   ASSERT_OK_AND_ASSIGN(const v1::Checkpoint checkpoint,
@@ -118,6 +119,10 @@ TEST_F(SaverTest, WritesWhatTheManifestPromises) {
   EXPECT_EQ(manifest.training().epochs_done(), 1);
   EXPECT_DOUBLE_EQ(manifest.training().val_loss(), 0.5);
   EXPECT_EQ(manifest.training().val_images(), 10);
+  EXPECT_THAT(manifest.training().val_answers().classes(), ::testing::ElementsAre(4, 6));
+  EXPECT_EQ(manifest.training().val_answers().confidence_size(),
+            static_cast<int>(kConfidenceBuckets));
+  EXPECT_EQ(manifest.training().val_answers().confidence(12), 10);
   ASSERT_OK_AND_ASSIGN(const ParsedRecipe back, ParseRecipe(manifest.training().recipe()));
   EXPECT_EQ(RecipeToYaml(back.recipe), RecipeToYaml(recipe));
   // The self-test holds what this network answers.

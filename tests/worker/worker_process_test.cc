@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <regex>
 
 #include "absl/cleanup/cleanup.h"
@@ -471,7 +472,15 @@ TEST_F(WorkerProcessTest, MpirunLaunchesTwoRanks) {
   ASSERT_EQ(result.exit_code, 0) << result.err << result.out;
   EXPECT_THAT(result.out, AllOf(HasSubstr("Distributed mode: True (launcher: mpirun)"),
                                 HasSubstr("Finish training!")));
-  EXPECT_EQ(ListCheckpoints(folder_ / "mpi").back().filename(), CheckpointName(12));
+  const fs::path checkpoint = ListCheckpoints(folder_ / "mpi").back();
+  EXPECT_EQ(checkpoint.filename(), CheckpointName(12));
+  // Both ranks' pictures are in what the validation says of its answers.
+  ASSERT_OK_AND_ASSIGN(const v1::Manifest manifest, ReadManifest(checkpoint));
+  const v1::AnswerMix& answers = manifest.training().val_answers();
+  EXPECT_EQ(answers.classes_size(), 10);
+  for (const auto* counts : {&answers.classes(), &answers.confidence()}) {
+    EXPECT_EQ(std::accumulate(counts->begin(), counts->end(), int64_t{0}), 40);
+  }
 }
 
 }  // namespace

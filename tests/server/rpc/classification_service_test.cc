@@ -112,6 +112,13 @@ class ClassificationServiceTest : public ::testing::Test {
     for (int i = 0; i < pictures; ++i) request.add_pictures()->set_encoded(GreyPng(32, 51));
     return request;
   }
+  double OfRpc(const std::string& name) {
+    return Sample(
+        metrics_,
+        absl::StrCat(
+            name,
+            R"({grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})"));
+  }
   double Handled(const std::string& code) {
     return Sample(
         metrics_,
@@ -143,6 +150,15 @@ TEST_F(ClassificationServiceTest, AnswersAndEchoesTheRequestId) {
   EXPECT_EQ(reply.response.results(1).predictions(0).label(), "ankle boot");
   EXPECT_TRUE(reply.response.has_timings());
   EXPECT_EQ(Handled("OK"), 1);
+  EXPECT_EQ(OfRpc("grpc_server_msg_received_total"), 1);
+  EXPECT_EQ(OfRpc("grpc_server_msg_sent_total"), 1);
+  EXPECT_EQ(OfRpc("grpc_server_handling_seconds_count"), 1);
+  EXPECT_GT(OfRpc("grpc_server_handling_seconds_sum"), 0);
+  EXPECT_LT(OfRpc("grpc_server_handling_seconds_sum"), 20);
+  EXPECT_EQ(
+      Sample(metrics_,
+             R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage="receive"})"),
+      1);
 }
 
 TEST_F(ClassificationServiceTest, RefusalsHaveTheirCodes) {
@@ -158,6 +174,8 @@ TEST_F(ClassificationServiceTest, RefusalsHaveTheirCodes) {
   EXPECT_EQ(Classify(request).status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_EQ(Handled("NotFound"), 2);
   EXPECT_EQ(Handled("InvalidArgument"), 2);
+  EXPECT_EQ(OfRpc("grpc_server_msg_received_total"), 4);
+  EXPECT_EQ(OfRpc("grpc_server_msg_sent_total"), 0) << "a status isn't a message";
 }
 
 TEST_F(ClassificationServiceTest, ABadPictureHasItsOwnCode) {

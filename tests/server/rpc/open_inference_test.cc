@@ -329,6 +329,7 @@ TEST_F(OpenInferenceTest, MetadataAndConfigDescribeOneImageAndOneVector) {
   EXPECT_EQ(config.dynamic_batching().default_queue_policy().max_queue_size(),
             static_cast<uint32_t>(kQueue));
   EXPECT_TRUE(config.dynamic_batching().default_queue_policy().allow_timeout_override());
+  EXPECT_EQ(config.dynamic_batching().default_queue_policy().default_timeout_microseconds(), 0);
   EXPECT_THAT(config.dynamic_batching().preferred_batch_size(), ElementsAre(1));
   EXPECT_EQ(config.parameters().at("variant").string_value(), "pvt_v2_b0");
 }

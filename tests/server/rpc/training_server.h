@@ -8,10 +8,12 @@
 #include <prometheus/registry.h>
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "server/rpc/training_service.h"
 #include "server/rpc/worker_service.h"
@@ -92,18 +94,10 @@ class TrainingServer {
     return id;
   }
   double Handled(const std::string& method, const std::string& code) {
-    for (const prometheus::MetricFamily& family : metrics_.registry()->Collect()) {
-      if (family.name != "grpc_server_handled_total") continue;
-      for (const prometheus::ClientMetric& metric : family.metric) {
-        int found = 0;
-        for (const auto& label : metric.label) {
-          found += label.name == "grpc_method" && label.value == method ? 1 : 0;
-          found += label.name == "grpc_code" && label.value == code ? 1 : 0;
-        }
-        if (found == 2) return metric.counter.value;
-      }
-    }
-    return 0;
+    return Counter("grpc_server_handled_total", {{"grpc_method", method}, {"grpc_code", code}});
+  }
+  double Sent(const std::string& method) {
+    return Counter("grpc_server_msg_sent_total", {{"grpc_method", method}});
   }
 
   JobManager& manager() { return *manager_; }
@@ -113,6 +107,22 @@ class TrainingServer {
   void set_promote_error(absl::Status status) { promote_error_ = std::move(status); }
 
  private:
+  // Of the first series with these labels, among others.
+  double Counter(absl::string_view name, const std::map<std::string, std::string>& labels) {
+    for (const prometheus::MetricFamily& family : metrics_.registry()->Collect()) {
+      if (family.name != name) continue;
+      for (const prometheus::ClientMetric& metric : family.metric) {
+        size_t found = 0;
+        for (const auto& label : metric.label) {
+          const auto wanted = labels.find(label.name);
+          found += wanted != labels.end() && wanted->second == label.value ? 1 : 0;
+        }
+        if (found == labels.size()) return metric.counter.value;
+      }
+    }
+    return 0;
+  }
+
   TempFolder folder_;
   FakeLauncher launcher_;
   Metrics metrics_;

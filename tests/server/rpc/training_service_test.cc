@@ -97,9 +97,11 @@ TEST_F(TrainingServiceTest, AWatchEndsWithTheJob) {
   v1::Job canceled;
   ASSERT_OK(Call(&v1::TrainingService::Stub::CancelJob, cancel, &canceled));
   v1::JobState last = v1::QUEUED;
-  while (reader->Read(&event)) last = event.job().state();
+  int events = 1;
+  for (; reader->Read(&event); ++events) last = event.job().state();
   EXPECT_OK(FromGrpc(reader->Finish()));
   EXPECT_EQ(last, v1::CANCELED);
+  EXPECT_EQ(server_.Sent("WatchJob"), events);
 }
 
 TEST_F(TrainingServiceTest, AWatchOfAnUnknownJobIsNotFound) {

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "proto/base/answer_mix.h"
 #include "proto/base/time.h"
 #include "server/serving/pushback.h"
 #include "tests/testing/fake_classifier.h"
@@ -556,7 +557,7 @@ TEST_F(ClassifyTest, TimingsAndHistogramsSayWhereTheTimeWent) {
   EXPECT_EQ(FromProto(response.timings().forward()), absl::Milliseconds(30));
   EXPECT_EQ(FromProto(response.timings().queue()), absl::ZeroDuration());
   EXPECT_EQ(FromProto(response.timings().total()), absl::Milliseconds(30));
-  for (const char* stage : {"decode", "queue", "forward", "rank"}) {
+  for (const char* stage : {"decode", "preprocess", "queue", "forward", "rank"}) {
     EXPECT_EQ(Sample(*metrics_,
                      absl::StrCat(
                          R"(pyramid_serving_stage_duration_seconds_count{model="fashion",stage=")",
@@ -566,6 +567,78 @@ TEST_F(ClassifyTest, TimingsAndHistogramsSayWhereTheTimeWent) {
   }
   EXPECT_NEAR(Sample(*metrics_, R"(pyramid_serving_request_duration_seconds_sum{model="fashion"})"),
               0.03, 1e-9);
+}
+
+TEST_F(ClassifyTest, DecodingAndPreprocessingAreStagesOfTheirOwn) {
+  pipeline_ = nullptr;
+  pipeline_ = std::make_unique<ClassifyPipeline>(ClassifyPipeline::Options{}, *registry_, *metrics_,
+                                                 Clock::Real());
+  ASSERT_OK(Classify(Request({GoldenImage("scene.jpg")})));
+  ASSERT_OK(Classify(TensorRequest(1, 32, 32, 1024)));
+  const auto stage = [&](const char* what, const char* name) {
+    return Sample(*metrics_, absl::StrCat("pyramid_serving_stage_duration_seconds_", what,
+                                          R"({model="fashion",stage=")", name, R"("})"));
+  };
+  EXPECT_GT(stage("sum", "decode"), 0);
+  EXPECT_GT(stage("sum", "preprocess"), 0);
+  EXPECT_EQ(stage("count", "preprocess"), 1);  // a tensor comes preprocessed
+}
+
+TEST_F(ClassifyTest, ReadingARequestIsAStage) {
+  pipeline_->Received("fashion", absl::Milliseconds(3));
+  pipeline_->Received("nobody", absl::Milliseconds(3));
+  EXPECT_NEAR(
+      Sample(*metrics_,
+             R"(pyramid_serving_stage_duration_seconds_sum{model="fashion",stage="receive"})"),
+      0.003, 1e-9);
+}
+
+TEST_F(ClassifyTest, ADefaultTimeoutIsTheDeadlineOfRequestsWithoutOneOrWithALaterOne) {
+  Make({.default_timeout = absl::Milliseconds(100)});
+  auto first = Occupy();
+  auto without = Send(Request({GreyPng(32, 1)}));
+  auto later = Send(Request({GreyPng(32, 2)}), clock_.Now() + absl::Hours(1));
+  clock_.Advance(absl::Milliseconds(101));
+  network_.Open();
+  without->answered.WaitForNotification();
+  later->answered.WaitForNotification();
+  EXPECT_THAT(without->result, StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(later->result, StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_EQ(network_.pictures(), 1);  // neither reached the network
+}
+
+TEST_F(ClassifyTest, ADefaultTimeoutMakesNoDeadlineLater) {
+  Make({.default_timeout = absl::Hours(1)});
+  auto first = Occupy();
+  auto soon = Send(Request({GreyPng(32, 1)}), clock_.Now() + absl::Milliseconds(100));
+  clock_.Advance(absl::Milliseconds(101));
+  network_.Open();
+  soon->answered.WaitForNotification();
+  EXPECT_THAT(soon->result, StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST_F(ClassifyTest, AnswersUnlikeTheValidationsShowInTheDriftIndex) {
+  v1::Manifest manifest = testing::FakeManifest();
+  v1::AnswerMix& answers = *manifest.mutable_training()->mutable_val_answers();
+  for (const int count : {100, 100, 800}) answers.add_classes(count);
+  for (size_t i = 0; i < kConfidenceBuckets; ++i) answers.add_confidence(i == 12 ? 1000 : 0);
+  Promote(7, manifest, "drifting");
+  const auto drift = [&](const char* kind) {
+    return Sample(*metrics_, absl::StrCat(R"(pyramid_serving_drift_index{kind=")", kind,
+                                          R"(",model="drifting",version="1"})"));
+  };
+  EXPECT_TRUE(std::isnan(drift("classes")));
+  // The fake always answers class 0 with a probability of 0.67.
+  v1::ClassifyRequest request = Request(std::vector<std::string>(50, GreyPng(32, 0)));
+  request.set_model("drifting");
+  for (int i = 0; i < 2; ++i) ASSERT_OK(Classify(request));
+  EXPECT_TRUE(std::isnan(drift("classes"))) << "a hundred pictures tell nothing";
+  for (int i = 0; i < 4; ++i) ASSERT_OK(Classify(request));
+  EXPECT_GT(drift("classes"), 1);
+  EXPECT_GT(drift("confidence"), 1);
+  EXPECT_FALSE(testing::HasSeries(
+      *metrics_, R"(pyramid_serving_drift_index{kind="classes",model="fashion",version="1"})"))
+      << "a checkpoint without its validation's answers";
 }
 
 TEST_F(ClassifyTest, RequestsDuringPromotionsSeeOldOrNewAndNeverAnError) {
