@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/weights.h"
+#include "proto/base/pieces.h"
 #include "proto/model.pb.h"
 
 namespace pyramid {
@@ -33,6 +34,15 @@ class Classifier {
   virtual absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch,
                                                      int height, int width) = 0;
 
+  // The same of pictures that lie anywhere: each is its in_channels * height * width floats,
+  // little-endian, perhaps unaligned. `finite`, if not null: whether all of a picture's values are;
+  // the logits of one whose aren't mean nothing, those of the others are as they would be without
+  // it. `memory` may be used; the caller keeps it for the next call, as fresh memory is slow.
+  virtual absl::StatusOr<std::vector<float>> ForwardPieces(std::span<const Pieces> pictures,
+                                                           int height, int width,
+                                                           std::vector<uint8_t>* finite,
+                                                           std::vector<float>& memory);
+
   virtual const v1::Manifest& manifest() const = 0;
 
   // What computes: "plain" (LibTorch's operations), "packed amx", "packed avx512" …
@@ -48,6 +58,27 @@ class Classifier {
     return absl::UnimplementedError("the plain path has no profile");
   }
 };
+
+inline absl::StatusOr<std::vector<float>> Classifier::ForwardPieces(
+    std::span<const Pieces> pictures, int height, int width, std::vector<uint8_t>* finite,
+    std::vector<float>& memory) {
+  if (pictures.empty()) return absl::InvalidArgumentError("no pictures");
+  const size_t each = pictures.front().size() / sizeof(float);
+  const bool copy = pictures.size() > 1 || !pictures.front().LieAsFloats();
+  if (copy && memory.size() < each * pictures.size()) memory.resize(each * pictures.size());
+  const float* const pixels =
+      copy ? memory.data() : reinterpret_cast<const float*>(pictures.front().Whole().data());
+  if (finite != nullptr) finite->assign(pictures.size(), 1);
+  for (size_t i = 0; i < pictures.size(); ++i) {
+    if (pictures[i].size() != each * sizeof(float)) {
+      return absl::InvalidArgumentError("the pictures differ in size");
+    }
+    if (copy) pictures[i].CopyTo(memory.data() + i * each);
+    if (finite != nullptr) (*finite)[i] = AllFinite(pixels + i * each, each) ? 1 : 0;
+  }
+  return Forward({pixels, each * pictures.size()}, static_cast<int>(pictures.size()), height,
+                 width);
+}
 
 struct ClassifierOptions {
   bool plain = false;  // LibTorch's operations instead of the packed network; devices other than

@@ -40,10 +40,6 @@ absl::StatusOr<std::shared_ptr<const PackedNetwork>> Pack(const Weights& weights
                                });
 }
 
-bool AllFinite(std::span<const float> values) {
-  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
-}
-
 class PackedClassifier : public Classifier {
  public:
   using MakePlain = std::function<absl::StatusOr<std::unique_ptr<Classifier>>(const Weights&)>;
@@ -59,11 +55,29 @@ class PackedClassifier : public Classifier {
   absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch, int height,
                                              int width) override {
     RETURN_IF_ERROR(CheckPixels(manifest_.network(), pixels.size(), batch, height, width));
+    std::vector<float> memory;
+    return ForwardPieces(PiecesOf(pixels, batch), height, width, nullptr, memory);
+  }
+
+  absl::StatusOr<std::vector<float>> ForwardPieces(std::span<const Pieces> pictures, int height,
+                                                   int width, std::vector<uint8_t>* finite,
+                                                   std::vector<float>& memory) override {
+    if (pictures.empty()) return absl::InvalidArgumentError("no pictures");
+    for (const Pieces& picture : pictures) {
+      RETURN_IF_ERROR(
+          CheckPixels(manifest_.network(), picture.size() / sizeof(float), 1, height, width));
+    }
     std::shared_ptr<const PackedNetwork> network = Current();
-    if (!network->Takes(height, width)) return ForwardPlain(pixels, batch, height, width);
-    std::vector<float> logits(size_t{1} * batch * manifest_.network().num_classes());
-    network->Forward(pixels, batch, height, width, ForwardThreads(), logits);
-    if (UsesFp16(*network)) RETURN_IF_ERROR(MendOverflows(pixels, batch, height, width, logits));
+    if (!network->Takes(height, width)) {
+      ASSIGN_OR_RETURN(Classifier* const plain, Plain(height, width));
+      return plain->ForwardPieces(pictures, height, width, finite, memory);
+    }
+    if (finite != nullptr) finite->assign(pictures.size(), 1);
+    std::vector<float> logits(pictures.size() *
+                              static_cast<size_t>(manifest_.network().num_classes()));
+    network->Forward(pictures, height, width, ForwardThreads(), logits,
+                     finite == nullptr ? std::span<uint8_t>() : std::span(*finite));
+    if (UsesFp16(*network)) RETURN_IF_ERROR(MendOverflows(pictures, height, width, logits));
     return logits;
   }
 
@@ -100,14 +114,15 @@ class PackedClassifier : public Classifier {
   // Pictures that have finite pixels and got a logit that isn't are computed again in f32
   // arithmetic; the others keep their answers. That is how it stays if a picture's pixels could
   // come from a file: of others one caller could slow down all the rest.
-  absl::Status MendOverflows(std::span<const float> pixels, int batch, int height, int width,
+  absl::Status MendOverflows(std::span<const Pieces> pictures, int height, int width,
                              std::span<float> logits) {
-    const size_t each = pixels.size() / static_cast<size_t>(batch);
-    const size_t classes = logits.size() / static_cast<size_t>(batch);
-    for (size_t i = 0; i < static_cast<size_t>(batch); ++i) {
+    const size_t classes = logits.size() / pictures.size();
+    for (size_t i = 0; i < pictures.size(); ++i) {
       const std::span<float> answer = logits.subspan(i * classes, classes);
-      const std::span<const float> picture = pixels.subspan(i * each, each);
-      if (AllFinite(answer) || !AllFinite(picture)) continue;
+      if (AllFinite(answer.data(), classes)) continue;
+      std::vector<float> picture(pictures[i].size() / sizeof(float));
+      pictures[i].CopyTo(picture.data());
+      if (!AllFinite(picture.data(), picture.size())) continue;
       ASSIGN_OR_RETURN(const std::shared_ptr<const PackedNetwork> network, WithoutFp16());
       network->Forward(picture, 1, height, width, ForwardThreads(), answer);
       if (CouldBeAFile(picture)) UseFromNowOn(network);
@@ -147,19 +162,14 @@ class PackedClassifier : public Classifier {
     network_ = std::move(network);
   }
 
-  absl::StatusOr<std::vector<float>> ForwardPlain(std::span<const float> pixels, int batch,
-                                                  int height, int width) {
-    Classifier* plain = nullptr;
-    {
-      const std::lock_guard<std::mutex> lock(plain_mutex_);
-      if (plain_ == nullptr) {
-        ASSIGN_OR_RETURN(plain_, make_plain_(*weights_));
-        log::Info("plain_path", {{"why", absl::StrCat(width, "x", height, " pixels have more than ",
-                                                      kernels::kMostKeys, " keys")}});
-      }
-      plain = plain_.get();
+  absl::StatusOr<Classifier*> Plain(int height, int width) {
+    const std::lock_guard<std::mutex> lock(plain_mutex_);
+    if (plain_ == nullptr) {
+      ASSIGN_OR_RETURN(plain_, make_plain_(*weights_));
+      log::Info("plain_path", {{"why", absl::StrCat(width, "x", height, " pixels have more than ",
+                                                    kernels::kMostKeys, " keys")}});
     }
-    return plain->Forward(pixels, batch, height, width);
+    return plain_.get();
   }
 
   const std::unique_ptr<Weights> weights_;

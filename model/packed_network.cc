@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <chrono>
 #include <cmath>
@@ -186,8 +187,10 @@ class Network : public PackedNetwork {
     return true;
   }
 
-  void Forward(std::span<const float> pixels, int batch, int height, int width, int threads,
-               std::span<float> logits, ForwardProfile* profile) const override;
+  using PackedNetwork::Forward;
+  void Forward(std::span<const Pieces> pictures, int height, int width, int threads,
+               std::span<float> logits, std::span<uint8_t> finite,
+               ForwardProfile* profile) const override;
 
   const CpuKernels& kernels() const override { return k_; }
   int64_t packed_bytes() const override { return weights_ == nullptr ? 0 : weights_->bytes(); }
@@ -523,12 +526,11 @@ class Pass {
         act_(net.k_.activation_bytes),
         lap_(profile == nullptr ? 0 : Now()) {}
 
-  // `n` ≤ kGroup pictures.
-  void Group(const float* pixels, int n, float* logits) {
-    const int64_t picture = int64_t{net_.config_.in_channels()} * plan_.height * plan_.width;
+  // `n` ≤ kGroup pictures. `finite`: null, or one a picture.
+  void Group(const Pieces* pictures, int n, float* logits, uint8_t* finite) {
     const int64_t late = plan_.stages[2].tokens * net_.variant_.dims[2] * act_;
     for (int i = 0; i < n; ++i) {
-      Image(pixels + i * picture);
+      Image(pictures[i], finite == nullptr ? nullptr : finite + i);
       PatchEmbedImage(shared_.At(plan_.x));
       Stage(0, 1, plan_.x, plan_.y);
       PatchEmbed(1, 1, shared_.At(plan_.x));
@@ -583,17 +585,28 @@ class Pass {
   }
 
   // The input's planes as activations with zeros around them.
-  void Image(const float* pixels) {
+  void Image(const Pieces& picture, uint8_t* finite) {
     const int64_t channels = net_.config_.in_channels();
     const WindowSide top = PatchSide(plan_.height, 7, 4, net_.same_);
     const WindowSide left = PatchSide(plan_.width, 7, 4, net_.same_);
     const Share rows = team_.Mine(channels * plan_.height, 1);
+    constexpr int64_t kMost = FloatReader::kMost;
+    FloatReader floats(picture, static_cast<size_t>(rows.begin * plan_.width));
+    bool all_finite = true;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t c = r / plan_.height, y = r % plan_.height + top.before;
       char* out = shared_.At(plan_.image) +
                   ((c * plan_.plane_height + y) * plan_.plane_width + left.before) * act_;
-      k_.from_float(pixels + r * plan_.width, out, plan_.width);
+      for (int64_t x = 0; x < plan_.width; x += kMost) {
+        const int64_t count = std::min(kMost, plan_.width - x);
+        const float* const values = floats.Next(static_cast<size_t>(count));
+        k_.from_float(values, out + x * act_, count);
+        // Each value is read from far away once.
+        if (finite != nullptr) all_finite &= AllFinite(values, static_cast<size_t>(count));
+      }
     }
+    // The team's threads may find the same.
+    if (!all_finite) std::atomic_ref<uint8_t>(*finite).store(0, std::memory_order_relaxed);
     team_.Sync();
     Lap(0, ForwardProfile::kImage);
   }
@@ -952,9 +965,10 @@ class Pass {
   double lap_;
 };
 
-void Network::Forward(std::span<const float> pixels, int batch, int height, int width, int threads,
-                      std::span<float> logits, ForwardProfile* profile) const {
-  const int64_t picture = int64_t{config_.in_channels()} * height * width;
+void Network::Forward(std::span<const Pieces> pictures, int height, int width, int threads,
+                      std::span<float> logits, std::span<uint8_t> finite,
+                      ForwardProfile* profile) const {
+  const int batch = static_cast<int>(pictures.size());
   const int64_t classes = config_.num_classes();
   absl::InlinedVector<std::unique_ptr<Workspace>, 16> spaces;
   for (int t = 0; t < std::max(1, threads); ++t) spaces.push_back(Acquire(height, width));
@@ -969,7 +983,8 @@ void Network::Forward(std::span<const float> pixels, int batch, int height, int 
       for (int i = first; i < first + count; i += kGroup) {
         const int n = std::min(kGroup, first + count - i);
         Pass(*this, shared, *spaces[static_cast<size_t>(rank)], team, laps)
-            .Group(pixels.data() + i * picture, n, logits.data() + i * classes);
+            .Group(&pictures[static_cast<size_t>(i)], n, logits.data() + i * classes,
+                   finite.empty() ? nullptr : &finite[static_cast<size_t>(i)]);
       }
     };
     // As many pictures for each thread; what is left over is shared, if by few, row by row.

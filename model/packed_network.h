@@ -20,6 +20,7 @@
 #include "absl/status/statusor.h"
 #include "model/kernels/kernel_table.h"
 #include "model/variants.h"
+#include "proto/base/pieces.h"
 #include "proto/model.pb.h"
 
 namespace pyramid {
@@ -52,12 +53,21 @@ class PackedNetwork {
   // False: more than kernels::kMostKeys keys in a stage; take the plain path.
   virtual bool Takes(int height, int width) const = 0;
 
-  // pixels [batch, in_channels, height, width] → logits [batch, num_classes]. height, width at
-  // least SmallestSide, and Takes. `threads` at most. Thread-safe; allocates nothing once its
-  // memory for this size and as many callers exists. The answer doesn't depend on threads or on the
-  // pictures beside. `profile`: null, or added to.
-  virtual void Forward(std::span<const float> pixels, int batch, int height, int width, int threads,
-                       std::span<float> logits, ForwardProfile* profile = nullptr) const = 0;
+  // Pictures of in_channels * height * width floats each, wherever they lie → logits
+  // [pictures, num_classes]. height, width at least SmallestSide, and Takes. `threads` at most.
+  // Thread-safe; allocates nothing once its memory for this size and as many callers exists. The
+  // answer doesn't depend on threads or on the pictures beside. `finite`: empty, or one a picture,
+  // which becomes 0 if a value of it isn't finite and stays otherwise; the picture's logits mean
+  // nothing then. `profile`: null, or added to.
+  virtual void Forward(std::span<const Pieces> pictures, int height, int width, int threads,
+                       std::span<float> logits, std::span<uint8_t> finite = {},
+                       ForwardProfile* profile = nullptr) const = 0;
+
+  // pixels [batch, in_channels, height, width].
+  void Forward(std::span<const float> pixels, int batch, int height, int width, int threads,
+               std::span<float> logits, ForwardProfile* profile = nullptr) const {
+    Forward(PiecesOf(pixels, batch), height, width, threads, logits, {}, profile);
+  }
 
   virtual const kernels::CpuKernels& kernels() const = 0;
   virtual int64_t packed_bytes() const = 0;  // of weights

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "server/serving/pieces.h"
+#include "proto/base/pieces.h"
 
 namespace pyramid {
 

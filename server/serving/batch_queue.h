@@ -27,10 +27,10 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "proto/base/pieces.h"
 #include "server/serving/batch_times.h"
 #include "server/serving/device_turns.h"
 #include "server/serving/order.h"
-#include "server/serving/pieces.h"
 
 namespace pyramid {
 

@@ -110,7 +110,7 @@ class Batcher {
   bool Next(Cut& cut, Turn& turn);
   void Refuse(std::vector<BatchQueue::Waiting>& pictures, const absl::Status& status,
               ModelMetrics::Rejection reason);
-  void RunBatch(Cut& cut, Turn& turn, std::vector<float>& buffer);
+  void RunBatch(Cut& cut, Turn& turn, std::vector<float>& memory);
   DeviceOutlook Look(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(BatchQueue::Ticket ticket, int pictures);
 

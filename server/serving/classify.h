@@ -1,5 +1,5 @@
 // The way of a Classify request: admit → decode and preprocess (decode pool; tensors need neither)
-// → batch (the version's batch thread, which looks tensors through) → rank.
+// → batch (the network reads tensors where they are, and looks them through) → rank.
 //
 // Nothing is decoded for a request that can't be answered: the deadline, the version and room in
 // the queue come first, and deadline and caller are looked at again before each picture.
@@ -24,12 +24,12 @@
 #include "absl/time/time.h"
 #include "model/preprocess.h"
 #include "proto/base/clock.h"
+#include "proto/base/pieces.h"
 #include "proto/classification.pb.h"
 #include "server/metrics.h"
 #include "server/serving/batcher.h"
 #include "server/serving/door.h"
 #include "server/serving/model_registry.h"
-#include "server/serving/pieces.h"
 #include "server/serving/recent_slow.h"
 #include "server/serving/work_pool.h"
 

@@ -39,4 +39,16 @@ absl::StatusOr<std::vector<float>> CountedClassifier::Forward(std::span<const fl
   return logits;
 }
 
+absl::StatusOr<std::vector<float>> CountedClassifier::ForwardPieces(
+    std::span<const Pieces> pictures, int height, int width, std::vector<uint8_t>* finite,
+    std::vector<float>& memory) {
+  const absl::Time started = absl::Now();
+  absl::StatusOr<std::vector<float>> logits =
+      classifier_.ForwardPieces(pictures, height, width, finite, memory);
+  if (logits.ok()) {
+    statistics_.AddBatch(static_cast<int>(pictures.size()), absl::Now() - started);
+  }
+  return logits;
+}
+
 }  // namespace pyramid

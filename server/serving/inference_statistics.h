@@ -61,6 +61,9 @@ class CountedClassifier final : public Classifier {
 
   absl::StatusOr<std::vector<float>> Forward(std::span<const float> pixels, int batch, int height,
                                              int width) override;
+  absl::StatusOr<std::vector<float>> ForwardPieces(std::span<const Pieces> pictures, int height,
+                                                   int width, std::vector<uint8_t>* finite,
+                                                   std::vector<float>& memory) override;
   const v1::Manifest& manifest() const override { return classifier_.manifest(); }
   std::string path() const override { return classifier_.path(); }
   int64_t weight_bytes() const override { return classifier_.weight_bytes(); }

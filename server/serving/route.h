@@ -7,9 +7,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "proto/base/pieces.h"
 #include "proto/classification.pb.h"
 #include "proto/lifecycle.pb.h"
-#include "server/serving/pieces.h"
 
 namespace pyramid {
 

@@ -2,8 +2,11 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +18,7 @@
 #include "model/recipe.h"
 #include "model/tensors.h"
 #include "tests/testing/formula.h"
+#include "tests/testing/scattered.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_folder.h"
 
@@ -179,6 +183,43 @@ TEST_F(ClassifierTest, NumbersThatNoFileHasChangeNothingForOthers) {
     EXPECT_EQ(classifier->path(), path);
   }
   EXPECT_EQ(classifier->Forward(pixels_, 2, kSide, kSide).value(), expected);
+}
+
+TEST_F(ClassifierTest, PicturesInPiecesHaveTheSameAnswers) {
+  Write();
+  std::vector<float> good(pixels_);
+  good.insert(good.end(), kSide * kSide, 0.5f);
+  std::vector<float> three(good);
+  three[2 * kSide * kSide + 77] = std::numeric_limits<float>::quiet_NaN();
+  for (const bool plain : {false, true}) {
+    for (const char* dtype : {"fp32", "bf16"}) {
+      options_.plain = plain;
+      ASSERT_OK_AND_ASSIGN(const auto classifier, Load(dtype));
+      const std::string path = classifier->path();
+      ASSERT_OK_AND_ASSIGN(const std::vector<float> expected,
+                           classifier->Forward(good, 3, kSide, kSide));
+      std::vector<testing::Scattered> scattered;
+      std::vector<Pieces> pictures;
+      for (size_t i = 0; i < 3; ++i) {
+        scattered.emplace_back(std::span(three).subspan(i * kSide * kSide, kSide * kSide), i, 333,
+                               static_cast<unsigned>(i));
+      }
+      for (const testing::Scattered& one : scattered) pictures.push_back(one.pieces());
+      std::vector<float> memory;
+      std::vector<uint8_t> finite;
+      ASSERT_OK_AND_ASSIGN(const std::vector<float> logits,
+                           classifier->ForwardPieces(pictures, kSide, kSide, &finite, memory));
+      EXPECT_THAT(finite, ::testing::ElementsAre(1, 1, 0));
+      ASSERT_EQ(logits.size(), 3 * kClasses);
+      EXPECT_TRUE(std::equal(logits.begin(), logits.begin() + 2 * kClasses, expected.begin()));
+      EXPECT_EQ(classifier->path(), path) << "no overflow of the network's";
+      EXPECT_OK(classifier->ForwardPieces(pictures, kSide, kSide, nullptr, memory).status());
+
+      pictures[1] = pictures[1].Sub(0, pictures[1].size() - sizeof(float));
+      EXPECT_THAT(classifier->ForwardPieces(pictures, kSide, kSide, &finite, memory),
+                  StatusIs(absl::StatusCode::kInvalidArgument, ::testing::_));
+    }
+  }
 }
 
 TEST_F(ClassifierTest, ThePlainPathAnswersAsTheNetworkDoes) {

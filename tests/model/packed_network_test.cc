@@ -13,6 +13,7 @@
 #include "model/recipe.h"
 #include "model/variants.h"
 #include "tests/testing/formula.h"
+#include "tests/testing/scattered.h"
 #include "tests/testing/status_matchers.h"
 
 namespace pyramid {
@@ -174,6 +175,58 @@ TEST_P(PackedNetworkTest, EveryBatchGivesEachPictureTheSameAnswer) {
     network->Forward(std::span(pixels).first(size_t{3} * side * side * static_cast<size_t>(batch)),
                      batch, side, side, 1, some);
     EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << batch << " pictures";
+  }
+}
+
+TEST_P(PackedNetworkTest, PicturesMayLieAnywhere) {
+  const auto network = FormulaNetwork(Config("pvt_v2_b0", "timm", 10), *GetParam());
+  for (const auto& [height, width] : {std::pair(64, 64), {35, 700}}) {
+    for (const int batch : {1, 3, 5}) {  // alone, shared by the team, and both
+      const std::vector<float> pixels = FormulaImage(batch, 3, height, width);
+      const size_t each = pixels.size() / static_cast<size_t>(batch);
+      std::vector<float> expected(static_cast<size_t>(batch) * 10);
+      network->Forward(pixels, batch, height, width, 2, expected);
+      for (const size_t longest : {size_t{50}, size_t{20'000}, size_t{1} << 30}) {
+        std::vector<testing::Scattered> scattered;
+        std::vector<Pieces> pictures;
+        for (int i = 0; i < batch; ++i) {
+          scattered.emplace_back(std::span(pixels).subspan(static_cast<size_t>(i) * each, each),
+                                 static_cast<size_t>(i), longest, static_cast<unsigned>(i));
+        }
+        for (const testing::Scattered& one : scattered) pictures.push_back(one.pieces());
+        std::vector<float> logits(expected.size());
+        std::vector<uint8_t> finite(static_cast<size_t>(batch), 1);
+        network->Forward(pictures, height, width, 2, logits, finite);
+        EXPECT_EQ(logits, expected)
+            << batch << " of " << height << "x" << width << " in pieces of " << longest;
+        EXPECT_THAT(finite, ::testing::Each(1));
+      }
+    }
+  }
+}
+
+TEST_P(PackedNetworkTest, TellsOfPicturesThatArentFiniteAndTheOthersDontNotice) {
+  const auto network = FormulaNetwork(Config("pvt_v2_b0", "timm", 10), *GetParam());
+  const int side = 64, batch = 7;
+  const size_t each = size_t{3} * side * side;
+  const std::vector<float> good = FormulaImage(batch, 3, side, side);
+  std::vector<float> expected(batch * 10);
+  network->Forward(good, batch, side, side, 2, expected);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    for (const size_t place : {size_t{0}, each / 2, each - 1}) {
+      std::vector<float> pixels = good;
+      for (const size_t i : {1UL, 6UL}) pixels[i * each + place] = bad;  // 6: shared by the team
+      std::vector<float> logits(batch * 10);
+      std::vector<uint8_t> finite(batch, 1);
+      network->Forward(PiecesOf(pixels, batch), side, side, 2, logits, finite);
+      EXPECT_THAT(finite, ::testing::ElementsAre(1, 0, 1, 1, 1, 1, 0)) << bad << " at " << place;
+      for (const size_t i : {0UL, 2UL, 3UL, 4UL, 5UL}) {
+        EXPECT_TRUE(std::equal(logits.begin() + static_cast<int>(i) * 10,
+                               logits.begin() + static_cast<int>(i) * 10 + 10,
+                               expected.begin() + static_cast<int>(i) * 10))
+            << "picture " << i;
+      }
+    }
   }
 }
 

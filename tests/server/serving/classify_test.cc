@@ -459,7 +459,7 @@ TEST_F(ClassifyTest, ABadRequestNeverFailsItsBatchMates) {
   wrong_shape->answered.WaitForNotification();
   EXPECT_THAT(wrong_shape->result,
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tensor")));
-  EXPECT_THAT(network_.batches(), ElementsAre(3)) << "good, half, other";
+  EXPECT_THAT(network_.batches(), ElementsAre(4)) << "good, half, infinite, other";
 }
 
 TEST_F(ClassifyTest, NonFiniteTensorsAreAnsweredIfTheServerIsToldTo) {
