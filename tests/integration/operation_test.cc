@@ -440,7 +440,8 @@ TEST_F(OperationTest, ReflectionNamesTheServicesUnlessItIsOff) {
   EXPECT_THAT(services, AllOf(HasSubstr("inference.GRPCInferenceService"),
                               HasSubstr("pyramid.v1.ClassificationService")));
   ASSERT_EQ(cluster_.Stop().exit_code, 0);
-  Start("reflection: false\n");
+  ASSERT_OK(WriteFileAtomically(cluster_.folder() / "server.yaml", "reflection: false\n"));
+  cluster_.Start();
   ASSERT_FALSE(HasFailure());
   EXPECT_EQ(testing::RawCall(cluster_.Channel({}), path, list_services, &services).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);

@@ -602,8 +602,9 @@ TEST_F(ClassifyTest, ADefaultTimeoutIsTheDeadlineOfRequestsWithoutOneOrWithALate
   network_.Open();
   without->answered.WaitForNotification();
   later->answered.WaitForNotification();
-  EXPECT_THAT(without->result, StatusIs(absl::StatusCode::kDeadlineExceeded));
-  EXPECT_THAT(later->result, StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(without->result,
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("deadline")));
+  EXPECT_THAT(later->result, StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("deadline")));
   EXPECT_EQ(network_.pictures(), 1);  // neither reached the network
 }
 
@@ -614,7 +615,7 @@ TEST_F(ClassifyTest, ADefaultTimeoutMakesNoDeadlineLater) {
   clock_.Advance(absl::Milliseconds(101));
   network_.Open();
   soon->answered.WaitForNotification();
-  EXPECT_THAT(soon->result, StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(soon->result, StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("deadline")));
 }
 
 TEST_F(ClassifyTest, AnswersUnlikeTheValidationsShowInTheDriftIndex) {

@@ -51,9 +51,12 @@ TEST_F(ModelRegistryTest, PromotesACheckpointAsVersionOne) {
                           "agreement: not available (nothing is stable yet)"));
   EXPECT_EQ(promoted.digest, ReadManifest(VersionFolder("fashion", 1))->digest());
   EXPECT_EQ(BiasOf("fashion"), 5);
-  EXPECT_EQ(Sample(*metrics_, absl::StrCat(R"(pyramid_serving_model_info{digest=")",
-                                           promoted.digest, R"(",model="fashion",version="1"})")),
-            1);
+  EXPECT_EQ(
+      Sample(*metrics_,
+             absl::StrCat(
+                 R"(pyramid_serving_model_info{digest=")", promoted.digest,
+                 R"(",dtype="fp32",job="",model="fashion",variant="pvt_v2_b0",version="1"})")),
+      1);
 }
 
 TEST_F(ModelRegistryTest, TheNextCheckpointTakesOver) {
