@@ -39,6 +39,29 @@ void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
   }
 }
 
+std::vector<double> NumbersOf(const EvalCounts& counts, int64_t classes) {
+  std::vector<double> numbers = {static_cast<double>(counts.images),
+                                 static_cast<double>(counts.top1), static_cast<double>(counts.top5),
+                                 counts.loss_sum, counts.interrupted ? 1.0 : 0.0};
+  numbers.insert(numbers.end(), counts.confidence.begin(), counts.confidence.end());
+  const size_t before_classes = numbers.size();
+  numbers.insert(numbers.end(), counts.classes.begin(), counts.classes.end());
+  numbers.resize(before_classes + static_cast<size_t>(classes));
+  return numbers;
+}
+
+EvalCounts CountsFromNumbers(const std::vector<double>& sums) {
+  EvalCounts counts{.images = std::llround(sums[0]),
+                    .top1 = std::llround(sums[1]),
+                    .top5 = std::llround(sums[2]),
+                    .loss_sum = sums[3],
+                    .interrupted = sums[4] > 0};
+  auto next = sums.begin() + 5;
+  for (int64_t& count : counts.confidence) count = std::llround(*next++);
+  while (next != sums.end()) counts.classes.push_back(std::llround(*next++));
+  return counts;
+}
+
 absl::StatusOr<EvalCounts> Evaluate(Loader& loader, double label_smoothing,
                                     const LogitsFunction& logits,
                                     const std::function<bool(int64_t images)>& stop) {

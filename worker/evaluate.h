@@ -35,6 +35,11 @@ struct EvalCounts {
   double Loss() const { return images == 0 ? 0 : loss_sum / static_cast<double>(images); }
 };
 
+// As numbers that add up over ranks, and back from their sums. `classes`: of the network, as a rank
+// may have seen no picture. `interrupted` of the sums: of any.
+std::vector<double> NumbersOf(const EvalCounts& counts, int64_t classes);
+EvalCounts CountsFromNumbers(const std::vector<double>& sums);
+
 // Adds a batch. A row with a logit that isn't a number counts as wrong.
 void CountBatch(std::span<const float> logits, std::span<const int64_t> labels,
                 double label_smoothing, EvalCounts& counts);

@@ -354,23 +354,9 @@ class Job {
     };
     ASSIGN_OR_RETURN(const EvalCounts mine, Evaluate(*loader, recipe_.label_smoothing, logits,
                                                      [this](int64_t) { return StopAsked(); }));
-    std::vector<double> sums = {static_cast<double>(mine.images), static_cast<double>(mine.top1),
-                                static_cast<double>(mine.top5), mine.loss_sum,
-                                mine.interrupted ? 1.0 : 0.0};
-    const size_t mix = sums.size();
-    sums.insert(sums.end(), mine.confidence.begin(), mine.confidence.end());
-    const size_t by_class = sums.size();
-    sums.insert(sums.end(), mine.classes.begin(), mine.classes.end());
-    sums.resize(by_class + static_cast<size_t>(data_.classes));  // a rank may have no pictures
+    std::vector<double> sums = NumbersOf(mine, data_.classes);
     RETURN_IF_ERROR(trainer_->Sum(sums));
-    EvalCounts all{.images = std::llround(sums[0]),
-                   .top1 = std::llround(sums[1]),
-                   .top5 = std::llround(sums[2]),
-                   .loss_sum = sums[3],
-                   .interrupted = sums[4] > 0};
-    for (size_t i = 0; i < kConfidenceBuckets; ++i) all.confidence[i] = std::llround(sums[mix + i]);
-    for (size_t i = by_class; i < sums.size(); ++i) all.classes.push_back(std::llround(sums[i]));
-    return all;
+    return CountsFromNumbers(sums);
   }
 
   void TellValidation(const EpochRow& row, double loss) {

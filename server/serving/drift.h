@@ -8,6 +8,7 @@
 #define PYRAMID_SERVER_SERVING_DRIFT_H_
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -21,8 +22,8 @@ namespace pyramid {
 class DriftMeter {
  public:
   struct Index {  // 0 and up; NaN: too few pictures, validated or answered, to tell
-    double classes;
-    double confidence;
+    double classes = std::numeric_limits<double>::quiet_NaN();
+    double confidence = std::numeric_limits<double>::quiet_NaN();
   };
 
   explicit DriftMeter(const v1::AnswerMix& validation);

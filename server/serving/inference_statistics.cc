@@ -33,21 +33,22 @@ InferenceStatistics::Snapshot InferenceStatistics::Get() const {
 
 absl::StatusOr<std::vector<float>> CountedClassifier::Forward(std::span<const float> pixels,
                                                               int batch, int height, int width) {
-  const absl::Time started = absl::Now();
-  absl::StatusOr<std::vector<float>> logits = classifier_.Forward(pixels, batch, height, width);
-  if (logits.ok()) statistics_.AddBatch(batch, absl::Now() - started);
-  return logits;
+  return Counted(batch, [&] { return classifier_.Forward(pixels, batch, height, width); });
 }
 
 absl::StatusOr<std::vector<float>> CountedClassifier::ForwardPieces(
     std::span<const Pieces> pictures, int height, int width, std::vector<uint8_t>* finite,
     std::vector<float>& memory) {
+  return Counted(static_cast<int>(pictures.size()), [&] {
+    return classifier_.ForwardPieces(pictures, height, width, finite, memory);
+  });
+}
+
+absl::StatusOr<std::vector<float>> CountedClassifier::Counted(
+    int pictures, absl::FunctionRef<absl::StatusOr<std::vector<float>>()> pass) {
   const absl::Time started = absl::Now();
-  absl::StatusOr<std::vector<float>> logits =
-      classifier_.ForwardPieces(pictures, height, width, finite, memory);
-  if (logits.ok()) {
-    statistics_.AddBatch(static_cast<int>(pictures.size()), absl::Now() - started);
-  }
+  absl::StatusOr<std::vector<float>> logits = pass();
+  if (logits.ok()) statistics_.AddBatch(pictures, absl::Now() - started);
   return logits;
 }
 

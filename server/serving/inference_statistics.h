@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -69,6 +70,9 @@ class CountedClassifier final : public Classifier {
   int64_t weight_bytes() const override { return classifier_.weight_bytes(); }
 
  private:
+  absl::StatusOr<std::vector<float>> Counted(
+      int pictures, absl::FunctionRef<absl::StatusOr<std::vector<float>>()> pass);
+
   Classifier& classifier_;
   InferenceStatistics& statistics_;
 };

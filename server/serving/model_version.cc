@@ -3,18 +3,12 @@
 #include <malloc.h>
 #include <pthread.h>
 
-#include <limits>
 #include <optional>
 #include <utility>
 
 #include "proto/base/log.h"
 
 namespace pyramid {
-namespace {
-
-constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-
-}  // namespace
 
 ModelVersion::ModelVersion(std::string name, int64_t version, std::string dtype,
                            std::unique_ptr<Classifier> classifier, const Batcher::Options& batching,
@@ -28,7 +22,7 @@ ModelVersion::ModelVersion(std::string name, int64_t version, std::string dtype,
       drift_(classifier_->manifest().training().val_answers()),
       counted_(*classifier_, statistics_) {
   metrics_.StartVersion(version_, weight_bytes_);
-  if (drift_.available()) ShowDrift({.classes = kNone, .confidence = kNone});
+  if (drift_.available()) ShowDrift({});
   batcher_ = std::make_unique<Batcher>(counted_, batching, metrics_, version_, clock);
 }
 

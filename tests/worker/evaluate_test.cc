@@ -61,6 +61,24 @@ TEST(EvaluateTest, CountsAnswersByClassAndConfidence) {
   EXPECT_THAT(counts.confidence, ::testing::ElementsAre(0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 2));
 }
 
+TEST(EvaluateTest, CountsOfRanksAddUpAsNumbers) {
+  EvalCounts mine = Count({9, 0, 0, 0, 0.5f, 0}, {0, 2});
+  mine.interrupted = true;
+  std::vector<double> sums = NumbersOf(mine, 3);
+  const std::vector<double> nobodys = NumbersOf(EvalCounts(), 3);  // a rank without pictures
+  ASSERT_EQ(nobodys.size(), sums.size());
+  for (size_t i = 0; i < sums.size(); ++i) sums[i] = 2 * sums[i] + nobodys[i];
+  const EvalCounts all = CountsFromNumbers(sums);
+  EXPECT_EQ(all.images, 4);
+  EXPECT_EQ(all.top1, 2);
+  EXPECT_EQ(all.top5, 4);
+  EXPECT_DOUBLE_EQ(all.loss_sum, 2 * mine.loss_sum);
+  EXPECT_TRUE(all.interrupted);
+  EXPECT_THAT(all.classes, ::testing::ElementsAre(2, 2, 0));
+  EXPECT_EQ(all.confidence[5], 2);
+  EXPECT_EQ(all.confidence[12], 2);
+}
+
 TEST(EvaluateTest, NothingCountedIsZero) {
   const EvalCounts counts;
   EXPECT_EQ(counts.Top1(), 0);
