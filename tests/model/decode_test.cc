@@ -40,6 +40,8 @@ using ::testing::HasSubstr;
 nlohmann::json ExpectedPictures() {
   nlohmann::json list = nlohmann::json::parse(Picture("decoded.json"));
   list.update(nlohmann::json::parse(Picture("decoded_more.json")));
+  const nlohmann::json crcs = nlohmann::json::parse(Picture("decoded_crc32.json"));
+  for (const auto& [name, crc] : crcs.items()) list.at(name)["crc32"] = crc;
   return list;
 }
 
@@ -204,7 +206,12 @@ TEST(DecodeTest, ExifOrientationOfAPngIsExact) {
 }
 
 TEST(DecodeTest, GivesGreyWhenAskedForOneChannel) {
-  EXPECT_EQ(Compare(Decoded("gray.jpg", 1), Decoded("gray.jpg", 1)).largest, 0);
+  const RgbImage stored = Decoded("gray.jpg", 1);
+  const RgbImage thrice = Decoded("gray.jpg", 3);
+  ASSERT_EQ(stored.pixels.size() * 3, thrice.pixels.size());
+  for (size_t i = 0; i < thrice.pixels.size(); ++i) {
+    ASSERT_EQ(thrice.pixels[i], stored.pixels[i / 3]) << i;
+  }
   const RgbImage colour = Decoded("scene.png", 3);
   const RgbImage grey = Decoded("scene.png", 1);
   ASSERT_EQ(grey.channels, 1);
@@ -222,6 +229,7 @@ TEST(DecodeTest, AlphaIsDroppedNotBlended) {
   EXPECT_EQ(Compare(Decoded("rgba.png"), Decoded("plain.bmp")).largest, 0);
   EXPECT_EQ(Compare(Decoded("lossless.webp"), Decoded("plain.bmp")).largest, 0);
   EXPECT_EQ(Compare(Decoded("rgb16.png"), Decoded("plain.bmp")).largest, 0);
+  EXPECT_EQ(Compare(Decoded("gray16.png"), Decoded("gray_alpha.png")).largest, 0);
 }
 
 TEST(DecodeTest, KeepsToItsLimits) {
