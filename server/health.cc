@@ -10,6 +10,7 @@ HealthFeed::HealthFeed(grpc::HealthCheckServiceInterface& health, std::vector<st
                        Readiness readiness, absl::Duration interval)
     : health_(health), readiness_(std::move(readiness)), interval_(interval) {
   for (const std::string& service : services) health_.SetServingStatus(service, true);
+  Tell();
   thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), "health");
     Run();
@@ -18,20 +19,26 @@ HealthFeed::HealthFeed(grpc::HealthCheckServiceInterface& health, std::vector<st
 
 HealthFeed::~HealthFeed() { Stop(); }
 
+void HealthFeed::Tell() {
+  const std::map<std::string, bool> now = readiness_();
+  absl::MutexLock lock(&mutex_);
+  if (stopping_) return;
+  for (const auto& [model, ready] : now) {
+    const auto [known, added] = told_.try_emplace(model, ready);
+    if (!added && known->second == ready) continue;
+    known->second = ready;
+    health_.SetServingStatus(model, ready);
+  }
+}
+
 void HealthFeed::Run() {
-  std::map<std::string, bool> told;  // watchers hear of changes only
   while (true) {
-    const std::map<std::string, bool> now = readiness_();
-    absl::MutexLock lock(&mutex_);
-    if (stopping_) return;
-    for (const auto& [model, ready] : now) {
-      const auto [known, added] = told.try_emplace(model, ready);
-      if (!added && known->second == ready) continue;
-      known->second = ready;
-      health_.SetServingStatus(model, ready);
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto stopping = [](bool* flag) { return *flag; };
+      if (mutex_.AwaitWithTimeout(absl::Condition(+stopping, &stopping_), interval_)) return;
     }
-    const auto stopping = [](bool* flag) { return *flag; };
-    if (mutex_.AwaitWithTimeout(absl::Condition(+stopping, &stopping_), interval_)) return;
+    Tell();
   }
 }
 

@@ -16,12 +16,13 @@
 
 namespace pyramid {
 
-// Every gRPC service serves from the start; a model's name serves while the model can answer
-// requests that name it alone, "" unless all models have failed. A name that never was one is
-// NOT_FOUND, in Watch SERVICE_UNKNOWN.
+// Once this is made every gRPC service serves; a model's name serves while the model can answer
+// requests that name it alone, "" as its owner says. A name that never was one is NOT_FOUND, in
+// Watch SERVICE_UNKNOWN.
 class HealthFeed {
  public:
-  // Each model's name and whether it is ready, and "". Called from a thread of this object.
+  // Each model's name and whether it is ready, and "". Called once at the beginning, then from a
+  // thread of this object.
   using Readiness = std::function<std::map<std::string, bool>()>;
 
   // `health` must outlive it.
@@ -36,12 +37,14 @@ class HealthFeed {
 
  private:
   void Run();
+  void Tell();
 
   grpc::HealthCheckServiceInterface& health_;
   const Readiness readiness_;
   const absl::Duration interval_;
   absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<std::string, bool> told_ ABSL_GUARDED_BY(mutex_);  // watchers hear of changes only
   std::thread thread_;
 };
 

@@ -312,6 +312,7 @@ struct Server::Parts {
   absl::Status Guard();
   absl::Status Listen();
   absl::Status ListenGrpc();
+  void TellHealth();
   absl::Status ListenHttp();
   absl::Status ListenMetrics();
   absl::Status Announce();
@@ -370,6 +371,8 @@ absl::Status Server::Parts::ListenGrpc() {
   // With SO_REUSEPORT two servers would share a port unnoticed.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(static_cast<int>(config.serving.max_message_bytes));
+  // gRPC unpacks compressed messages without a bound; read_request.h has one.
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   SetConnections(config.connections, builder);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(calls->Factory());
@@ -393,6 +396,11 @@ absl::Status Server::Parts::ListenGrpc() {
                      "choose another with --grpc-port"));
   }
   grpc_address = absl::StrCat(HostForUrl(config.host), ":", port);
+  grpc->GetHealthCheckService()->SetServingStatus(false);  // until the start is done
+  return absl::OkStatus();
+}
+
+void Server::Parts::TellHealth() {
   health = std::make_unique<HealthFeed>(
       *grpc->GetHealthCheckService(),
       std::vector<std::string>{v1::ClassificationService::service_full_name(),
@@ -402,10 +410,9 @@ absl::Status Server::Parts::ListenGrpc() {
                                v1::WorkerService::service_full_name()},
       [this] {
         std::map<std::string, bool> names = registry->Readiness();
-        names[""] = registry->Answers();
+        names[""] = Ready();
         return names;
       });
-  return absl::OkStatus();
 }
 
 absl::Status Server::Parts::ListenHttp() {
@@ -515,6 +522,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   RETURN_IF_ERROR(p.Listen());
   p.manager->Start();
   p.ready = true;
+  p.TellHealth();
   log::Info("serving", {{"grpc", p.grpc_address},
                         {"http_port", p.http->port()},
                         {"metrics", p.metrics_address},

@@ -34,6 +34,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "proto/base/grpc_status.h"
+#include "proto/base/read_request.h"
+#include "proto/base/status.h"
 #include "server/rpc/handle.h"
 #include "server/rpc/large_field.h"
 #include "server/serving/door.h"
@@ -118,16 +121,15 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
       return Answer(cancelled_->load() ? absl::CancelledError("the caller left")
                                        : absl::InvalidArgumentError("the call has no message"));
     }
-    if (!Parse()) {
-      return Answer(absl::InvalidArgumentError(
-          absl::StrCat("the message is no ", Request::descriptor()->full_name())));
-    }
+    absl::Status parsed = Parse();
+    if (!parsed.ok()) return Answer(std::move(parsed));
     call_.Received();
     received_ = call_.age();
     pass_.reset();
     Run();
   }
-  bool Parse() {
+  absl::Status Parse() {
+    RETURN_IF_ERROR(FromGrpc(Unpack(bytes_)));
     if (bytes_.Length() >= kLargeMessage && bytes_.Dump(&slices_).ok()) {
       Pieces message;
       for (const grpc::Slice& slice : slices_) {
@@ -136,11 +138,13 @@ class LargeCall : public grpc::ServerGenericBidiReactor {
       std::optional<MessageAround> around = FindLargeFields(message, path_);
       if (around.has_value()) {
         large_ = std::move(around->large);
-        return request_.ParseFromString(around->rest);
+        if (request_.ParseFromString(around->rest)) return absl::OkStatus();
+        return absl::InvalidArgumentError(
+            absl::StrCat("the message is no ", Request::descriptor()->full_name()));
       }
       slices_.clear();
     }
-    return grpc::SerializationTraits<Request>::Deserialize(&bytes_, &request_).ok();
+    return FromGrpc(ReadMessage(bytes_, request_));
   }
   void OnCancel() override { cancelled_->store(true); }
   void OnDone() override {

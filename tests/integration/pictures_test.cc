@@ -11,6 +11,7 @@
 #include "proto/base/file.h"
 #include "tests/integration/cluster.h"
 #include "tests/testing/png.h"
+#include "tests/testing/raw_call.h"
 #include "tests/testing/sanitized.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/weight_file.h"
@@ -102,6 +103,41 @@ TEST_F(PicturesTest, EveryGoldenFileIsAnsweredOrRefusedByItsIndex) {
     }
   }
   EXPECT_EQ(refused, 8);
+}
+
+TEST_F(PicturesTest, TheServersMemoryStaysBoundedUnderMessagesThatGrow) {
+  if (testing::kSanitized) GTEST_SKIP() << "a sanitizer's memory isn't the server's";
+  const auto channel = cluster_.Channel({});
+  const std::string unknown(1, static_cast<char>(15 << 3 | 2));        // a field of bytes
+  const std::string zeros(size_t{64} << 20, '\0');                     // 64 kB compressed
+  const std::string one_field = unknown + "\x80\x80\x80\x20" + zeros;  // its length: 64 << 20
+  std::string empty_inputs;
+  for (int i = 0; i < 20'000'000; ++i) empty_inputs += std::string("\x2a\x00", 2);
+  ASSERT_EQ(Classify({*ReadFile(PictureFile("scene.jpg"))}).results(0).code(), 0);
+  if (!ForgetPeak()) GTEST_SKIP() << "/proc/PID/clear_refs can't be written";
+  const double before = Memory("VmRSS:");
+  const auto send = [&](const std::string& path, const std::string& message,
+                        grpc_compression_algorithm compression) {
+    return testing::RawCall(channel, path, message, nullptr, std::chrono::seconds(60), compression);
+  };
+  for (const char* path :
+       {testing::kHealthCheck, "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ModelInfer", "/pyramid.v1.ClassificationService/Classify",
+        "/pyramid.v1.TrainingService/SubmitJob", "/pyramid.v1.ClassificationService/ListModels"}) {
+    for (const auto compression : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+      EXPECT_FALSE(send(path, one_field, compression).ok()) << path;
+    }
+  }
+  const double unpacked = Memory("VmHWM:") - before;
+  const grpc::Status many =
+      send("/inference.GRPCInferenceService/ModelInfer", empty_inputs, GRPC_COMPRESS_NONE);
+  EXPECT_EQ(many.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(many.error_message(), HasSubstr("fields and numbers"));
+  const double parsed = Memory("VmHWM:") - before;
+  std::printf("64 MB of zeros, compressed: %.1f MB; 20 million empty inputs: %.1f MB\n", unpacked,
+              parsed);
+  EXPECT_LT(unpacked, 48) << "twice what may be unpacked as the text grows, and no more";
+  EXPECT_LT(parsed, 96) << "the message of 40 MB, and not its 20 million objects";
 }
 
 TEST_F(PicturesTest, OfflineGivesTheSameLogits) {

@@ -31,9 +31,11 @@ inline std::string TextOf(const grpc::ByteBuffer& bytes) {
 // A unary call; `response` gets the bytes of the answer.
 inline grpc::Status RawCall(const std::shared_ptr<grpc::Channel>& channel, const std::string& path,
                             const std::string& request, std::string* response = nullptr,
-                            std::chrono::milliseconds limit = std::chrono::seconds(10)) {
+                            std::chrono::milliseconds limit = std::chrono::seconds(10),
+                            grpc_compression_algorithm compression = GRPC_COMPRESS_NONE) {
   grpc::GenericStub stub(channel);
   grpc::ClientContext context;
+  context.set_compression_algorithm(compression);
   context.set_deadline(std::chrono::system_clock::now() + limit);
   const grpc::ByteBuffer sent = BytesOf(request);
   grpc::ByteBuffer received;
