@@ -224,8 +224,8 @@ struct Metrics::Families {
   Family<Counter>& requests = NewCounter(
       "pyramid_serving_requests_total",
       "Classify requests ended, by code. Version 0: refused before a version was chosen.");
-  Family<Counter>& rejected = NewCounter("pyramid_serving_rejected_images_total",
-                                         "Pictures that never reached the network, by reason.");
+  Family<Counter>& rejected =
+      NewCounter("pyramid_serving_rejected_images_total", "Pictures refused, by reason.");
   Family<Histogram>& request_seconds = NewHistogram("pyramid_serving_request_duration_seconds",
                                                     "Time of a Classify request in its handler.");
   Family<Histogram>& stage_seconds = NewHistogram(
@@ -241,9 +241,10 @@ struct Metrics::Families {
       NewGauge("pyramid_serving_queue_images", "Pictures accepted and not yet in a batch.");
   Family<Gauge>& queue_capacity = NewGauge("pyramid_serving_queue_capacity_images",
                                            "Pictures that may be accepted and not yet in a batch.");
-  Family<Gauge>& predicted_wait =
-      NewGauge("pyramid_serving_predicted_wait_seconds",
-               "Wait for a batch of a picture that comes now, as admission predicts it.");
+  Family<Gauge>& predicted_wait = NewGauge(
+      "pyramid_serving_predicted_wait_seconds",
+      "Wait for a batch of a picture that comes now, as admission predicts it; the longest of "
+      "the loaded versions.");
   Family<Gauge>& inflight =
       NewGauge("pyramid_serving_inflight_requests", "Classify requests being answered.");
   Family<Gauge>& model_info = NewGauge("pyramid_serving_model_info",
@@ -437,22 +438,26 @@ class ModelMetricsImpl final : public ModelMetrics {
     series.images->Increment(images);
     series.batches->Increment();
   }
+  void StartClasses(int classes) override {
+    if (classes > kMostClasses) return;
+    absl::MutexLock lock(&mutex_);
+    MakeClassSeries(classes);
+  }
   void ObserveAnswer(int index, int classes, double probability) override {
     series_.confidence.Observe(probability);
     if (classes > kMostClasses) return;
     absl::MutexLock lock(&mutex_);
-    while (static_cast<int>(predictions_.size()) < classes) {
-      predictions_.push_back(&families_.predictions.Add(
-          {{"model", model_}, {"class", absl::StrCat(predictions_.size())}}));
-    }
+    MakeClassSeries(classes);
     predictions_.at(static_cast<size_t>(index))->Increment();
   }
   void AddQueue(int images, int capacity) override {
     series_.queue.Increment(images);
     series_.queue_capacity.Increment(capacity);
   }
-  void SetPredictedWait(absl::Duration wait) override {
-    series_.predicted_wait.Set(absl::ToDoubleSeconds(wait));
+  void SetPredictedWait(int64_t version, absl::Duration wait) override {
+    absl::MutexLock lock(&mutex_);
+    versions_[version].predicted_wait = wait;
+    ShowPredictedWait();
   }
   void StartVersion(int64_t version, int64_t weight_bytes) override {
     absl::MutexLock lock(&mutex_);
@@ -479,6 +484,7 @@ class ModelMetricsImpl final : public ModelMetrics {
       if (gauge != nullptr) families_.drift.Remove(gauge);
     }
     versions_.erase(version);
+    ShowPredictedWait();
   }
   void SetDrift(int64_t version, Drift kind, double index) override {
     absl::MutexLock lock(&mutex_);
@@ -501,11 +507,19 @@ class ModelMetricsImpl final : public ModelMetrics {
     Counter* images = nullptr;
     Counter* batches = nullptr;
     Gauge* memory = nullptr;
+    absl::Duration predicted_wait;
     std::array<Gauge*, 2> drift{};  // null: the version has nothing to compare with
   };
 
   Labels VersionLabels(int64_t version) const {
     return {{"model", model_}, {"version", absl::StrCat(version)}};
+  }
+  void ShowPredictedWait() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    absl::Duration longest;
+    for (const auto& [version, series] : versions_) {
+      longest = std::max(longest, series.predicted_wait);
+    }
+    series_.predicted_wait.Set(absl::ToDoubleSeconds(longest));
   }
   Counter& Request(VersionSeries& series, int64_t version, absl::StatusCode code)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -516,6 +530,12 @@ class ModelMetricsImpl final : public ModelMetrics {
       counter = &families_.requests.Add(labels);
     }
     return *counter;
+  }
+  void MakeClassSeries(int classes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    while (static_cast<int>(predictions_.size()) < classes) {
+      predictions_.push_back(&families_.predictions.Add(
+          {{"model", model_}, {"class", absl::StrCat(predictions_.size())}}));
+    }
   }
   void MakeBatchSeries(VersionSeries& series, int64_t version)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {

@@ -56,14 +56,17 @@ class ModelMetrics {
   virtual void ObserveBatch(
       int64_t version,
       int images) = 0;  // …batch_size_images{model}, …images_total, …batches_total{model,version}
+  // Lets …predictions_total{model,class} of a model with few classes start at 0.
+  virtual void StartClasses(int classes) = 0;
   // …confidence_ratio{model}, and …predictions_total{model,class} of a model with few classes. The
   // best class of a picture.
   virtual void ObserveAnswer(int index, int classes, double probability) = 0;
   // Changes …queue_images and …queue_capacity_images{model}, which are sums over the loaded
   // versions.
   virtual void AddQueue(int images, int capacity) = 0;
-  // pyramid_serving_predicted_wait_seconds{model}: of a picture that comes now.
-  virtual void SetPredictedWait(absl::Duration wait) = 0;
+  // pyramid_serving_predicted_wait_seconds{model}: of a picture that comes now, the longest of the
+  // loaded versions.
+  virtual void SetPredictedWait(int64_t version, absl::Duration wait) = 0;
   // The series of a version start at 0 when it is loaded and go when it is unloaded. Calls are
   // paired; a version may be loaded twice. `weight_bytes` are added to and taken from
   // pyramid_serving_model_memory_bytes{model,version}.

@@ -548,6 +548,7 @@ void Server::Drain() {
   p.health->Stop();
   std::thread requests([&p, delay, until] {
     absl::SleepFor(delay);
+    p.registry->StopChanges();
     if (!p.pipeline->Drain(until))
       log::Warning("drain_timeout", {{"what", "classification requests"}});
   });

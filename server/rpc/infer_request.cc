@@ -26,17 +26,15 @@ using InferOutput = inference::ModelInferRequest::InferRequestedOutputTensor;
 using Parameters = google::protobuf::Map<std::string, InferParameter>;
 
 constexpr size_t kMaxAliasLength = 64;
-constexpr size_t kLengthBytes = 4;       // before each element of BYTES
-constexpr int64_t kMostSide = 1 << 20;   // more is refused by ClassifyPipeline, and fits an int
+constexpr size_t kLengthBytes = 4;      // before each element of BYTES
+constexpr int64_t kMostSide = 1 << 20;  // more is refused by ClassifyPipeline, and fits an int
+constexpr int kMostDimensionsShown = 16;
 constexpr int kMostClasses = 1'000'000;  // more than any model has
 
-// A caller's text in a message: printable, and not for ever.
-std::string Quoted(absl::string_view text) {
-  return absl::StrCat("\"", absl::CHexEscape(text.substr(0, 100)), "\"");
-}
-
 std::string ShapeText(const InferInput& input) {
-  return absl::StrCat("[", absl::StrJoin(input.shape(), ","), "]");
+  const int shown = std::min(input.shape_size(), kMostDimensionsShown);
+  return absl::StrCat("[", absl::StrJoin(input.shape().begin(), input.shape().begin() + shown, ","),
+                      shown < input.shape_size() ? ",…]" : "]");
 }
 
 const InferParameter* Find(const Parameters& parameters, absl::string_view name) {
@@ -200,19 +198,23 @@ absl::Status ReadFiles(const InferInput& input, const std::optional<Pieces>& raw
     return absl::InvalidArgumentError(
         absl::StrCat("shape ", ShapeText(input), "; BYTES wants [batch, 1]: a file each"));
   }
+  const auto& typed = input.contents().bytes_contents();
+  if (!raw.has_value() && HasContents(input) && typed.empty()) {
+    return absl::InvalidArgumentError("datatype BYTES is sent in bytes_contents, or raw");
+  }
+  const auto wanted = static_cast<size_t>(batch);
   std::vector<absl::string_view> files;
   if (raw.has_value()) {
-    ASSIGN_OR_RETURN(files, SplitBytesElements(raw->Whole()));
-  } else if (HasContents(input) && input.contents().bytes_contents().empty()) {
-    return absl::InvalidArgumentError("datatype BYTES is sent in bytes_contents, or raw");
+    ASSIGN_OR_RETURN(files, SplitBytesElements(raw->Whole(), wanted));
   } else {
-    files.assign(input.contents().bytes_contents().begin(),
-                 input.contents().bytes_contents().end());
+    const int taken = std::min(typed.size(), batch + 1);
+    files.assign(typed.begin(), typed.begin() + taken);
   }
-  if (files.size() != static_cast<size_t>(batch)) {
-    return absl::InvalidArgumentError(absl::StrCat("there are ", files.size(),
-                                                   " elements of data; shape ", ShapeText(input),
-                                                   " of BYTES is ", batch));
+  if (files.size() != wanted) {
+    const bool more = files.size() > wanted;
+    return absl::InvalidArgumentError(
+        absl::StrCat("there are ", more ? "more than " : "", more ? wanted : files.size(),
+                     " elements of data; shape ", ShapeText(input), " of BYTES is ", batch));
   }
   for (const absl::string_view file : files) {
     pictures.push_back({.kind = PictureView::Kind::kEncoded, .bytes = file});
@@ -312,6 +314,17 @@ absl::StatusOr<VersionText> ParseVersionText(absl::string_view text) {
                    "; use a number from 1, an alias, or nothing for the stable version"));
 }
 
+absl::StatusOr<NativeModel> NativeModelOf(absl::string_view name, absl::string_view version) {
+  ASSIGN_OR_RETURN(const VersionText text, ParseVersionText(version));
+  NativeModel native{.model = std::string(ViewOf(name).model), .version = text.number};
+  if (!text.alias.empty()) absl::StrAppend(&native.model, "@", text.alias);
+  return native;
+}
+
+std::string Quoted(absl::string_view text) {
+  return absl::StrCat("\"", absl::CHexEscape(text.substr(0, 100)), "\"");
+}
+
 void PutBack(std::vector<LargeField>& large, inference::ModelInferRequest& request) {
   for (const LargeField& field : large) {
     std::string& entry = *request.mutable_raw_input_contents(field.index);
@@ -324,13 +337,9 @@ void PutBack(std::vector<LargeField>& large, inference::ModelInferRequest& reque
 absl::StatusOr<InferPlan> PlanInfer(const inference::ModelInferRequest& request,
                                     const std::vector<LargeField>& large, int max_pictures) {
   InferPlan plan;
-  ASSIGN_OR_RETURN(const VersionText version, ParseVersionText(request.model_version()));
-  const absl::string_view model = ViewOf(request.model_name()).model;
-  plan.classify.set_model(std::string(model));
-  plan.classify.set_version(version.number);
-  if (!version.alias.empty()) {
-    plan.classify.set_model(absl::StrCat(model, "@", version.alias));
-  }
+  ASSIGN_OR_RETURN(NativeModel model, NativeModelOf(request.model_name(), request.model_version()));
+  plan.classify.set_model(std::move(model.model));
+  plan.classify.set_version(model.version);
   plan.classify.set_request_id(request.id());
   RETURN_IF_ERROR(ReadParameters(request, plan));
 
@@ -398,9 +407,10 @@ void AppendBytesElement(absl::string_view element, std::string& raw) {
   raw.append(element.data(), element.size());
 }
 
-absl::StatusOr<std::vector<absl::string_view>> SplitBytesElements(absl::string_view raw) {
+absl::StatusOr<std::vector<absl::string_view>> SplitBytesElements(absl::string_view raw,
+                                                                  size_t most) {
   std::vector<absl::string_view> elements;
-  while (!raw.empty()) {
+  while (!raw.empty() && elements.size() <= most) {
     if (raw.size() < kLengthBytes) {
       return absl::InvalidArgumentError(
           absl::StrCat("the data ends within the length of element ", elements.size()));

@@ -4,6 +4,8 @@
 #define PYRAMID_SERVER_RPC_INFER_REQUEST_H_
 
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -52,6 +54,18 @@ struct VersionText {
 // InvalidArgument: it is neither a number from 1 nor looks like an alias.
 absl::StatusOr<VersionText> ParseVersionText(absl::string_view text);
 
+// What a name, perhaps of a view, and a version mean together, as a native request says it:
+// `version` beside "fashion", "fashion:3" or "fashion@canary" (ParseModelReference).
+struct NativeModel {
+  std::string model;
+  int64_t version = 0;
+};
+// As ParseVersionText.
+absl::StatusOr<NativeModel> NativeModelOf(absl::string_view name, absl::string_view version);
+
+// A caller's text in a message: printable, and not for ever.
+std::string Quoted(absl::string_view text);
+
 // InvalidArgument names input or output, value and limit.
 // `large`: entries of raw_input_contents that lie outside the message, where they are empty; none
 // of a BYTES input, whose files must be whole (PutBack).
@@ -73,8 +87,10 @@ absl::StatusOr<inference::ModelInferResponse> AnswerInfer(
 // An element of a BYTES tensor: its length in 4 little-endian bytes, then itself.
 void AppendBytesElement(absl::string_view element, std::string& raw);
 
-// The elements of a BYTES tensor. InvalidArgument: `raw` ends within one.
-absl::StatusOr<std::vector<absl::string_view>> SplitBytesElements(absl::string_view raw);
+// The elements of a BYTES tensor; where there are more than `most`, the first `most` + 1. They may
+// be as small as 4 bytes, which a view takes four times. InvalidArgument: `raw` ends within one.
+absl::StatusOr<std::vector<absl::string_view>> SplitBytesElements(absl::string_view raw,
+                                                                  size_t most);
 
 }  // namespace pyramid
 

@@ -7,11 +7,11 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "proto/base/status.h"
 #include "server/rpc/infer_request.h"
 #include "server/serving/order.h"
+#include "server/serving/route.h"
 
 namespace pyramid {
 namespace {
@@ -24,17 +24,16 @@ constexpr absl::string_view kExtensions[] = {
 
 // What was asked for in the words of this protocol: there is no "pictures[2]" in it.
 absl::Status InItsWords(const absl::Status& status) {
-  if (!absl::IsInvalidArgument(status)) return status;
   const absl::string_view message = status.message();
   constexpr absl::string_view kPictures = "pictures[";
   if (!absl::StartsWith(message, kPictures)) return status;
-  return absl::InvalidArgumentError(
-      absl::StrCat("input ", kImageInput, "[", message.substr(kPictures.size())));
+  return absl::Status(status.code(),
+                      absl::StrCat("input ", kImageInput, "[", message.substr(kPictures.size())));
 }
 
-// A version that is known but can't be made ready isn't the caller's fault, and not for ever.
+// A version that is known but damaged isn't the caller's fault, and not for ever.
 absl::Status NotReady(const absl::Status& status) {
-  if (!absl::IsDataLoss(status) && !absl::IsFailedPrecondition(status)) return status;
+  if (!absl::IsDataLoss(status)) return status;
   return absl::UnavailableError(status.message());
 }
 
@@ -84,8 +83,8 @@ template <typename Request>
 absl::Status CheckRepositoryRequest(const Request& request) {
   if (request.model_name().empty() && !request.repository_name().empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "model_name is empty and repository_name is \"", request.repository_name(),
-        "\": this server has Triton's field numbers (1 repository_name, 2 model_name); KServe's "
+        "model_name is empty and repository_name is ", Quoted(request.repository_name()),
+        ": this server has Triton's field numbers (1 repository_name, 2 model_name); KServe's "
         "have model_name at 1"));
   }
   if (request.model_name().empty()) return absl::InvalidArgumentError("model_name is empty");
@@ -97,7 +96,7 @@ absl::Status CheckRepositoryRequest(const Request& request) {
   for (const auto& [name, value] : request.parameters()) {
     if (name == "config" || absl::StartsWith(name, "file:")) {
       return absl::InvalidArgumentError(
-          absl::StrCat("parameter ", name.substr(0, 100),
+          absl::StrCat("parameter ", Quoted(name),
                        " isn't taken; models come from training jobs, by promotion"));
     }
   }
@@ -162,35 +161,30 @@ inference::ServerMetadataResponse OpenInference::ServerMetadata() const {
 
 absl::StatusOr<v1::ModelVersion> OpenInference::Describe(absl::string_view view,
                                                          absl::string_view version) const {
-  const absl::string_view name = ViewOf(view).model;
-  std::vector<v1::ModelVersion> all = registry_.List();
-  std::vector<v1::ModelVersion> versions;
-  for (v1::ModelVersion& one : all) {
-    if (one.name() == name) versions.push_back(std::move(one));
-  }
-  if (versions.empty()) {
-    const auto unknown = registry_.Find(name, 0);  // lists what there is
+  const absl::string_view name = ModelNameOf(ViewOf(view).model);
+  if (registry_.MetricsOf(name) == nullptr) {  // an unknown model first, whatever else is wrong
+    const auto unknown = registry_.Find(name, 0);
     if (!unknown.ok()) return unknown.status();
-    return absl::NotFoundError(absl::StrCat("no version of ", name, " is usable"));
   }
-  ASSIGN_OR_RETURN(const VersionText wanted, ParseVersionText(version));
-  if (versions.front().unloaded()) {
-    return absl::UnavailableError(
-        absl::StrCat(name, " is unloaded; RepositoryModelLoad puts it back into service"));
-  }
-  for (const v1::ModelVersion& one : versions) {
+  ASSIGN_OR_RETURN(const NativeModel native, NativeModelOf(view, version));
+  ASSIGN_OR_RETURN(const ModelReference wanted, ParseModelReference(native.model, native.version));
+  for (v1::ModelVersion& one : registry_.List()) {
+    if (one.name() != name) continue;
+    if (one.unloaded()) {
+      return absl::UnavailableError(
+          absl::StrCat(name, " is unloaded; RepositoryModelLoad puts it back into service"));
+    }
     const bool is_it =
-        wanted.number > 0 ? one.version() == wanted.number
+        wanted.version > 0 ? one.version() == wanted.version
         : wanted.alias.empty()
             ? one.serving()
             : std::count(one.aliases().begin(), one.aliases().end(), std::string(wanted.alias)) > 0;
-    if (is_it) return one;
+    if (is_it) return std::move(one);
   }
-  return absl::NotFoundError(absl::StrCat(
-      "no ", version.empty() ? "stable version" : absl::StrCat("version ", version), " of ", name,
-      "; there is ", absl::StrJoin(versions, ", ", [](std::string* out, const auto& one) {
-        absl::StrAppend(out, one.version());
-      })));
+  // Unknown or damaged: as a request hears it.
+  const auto missing = registry_.Find(native.model, native.version);
+  if (!missing.ok()) return missing.status();
+  return absl::NotFoundError(absl::StrCat("no model ", Quoted(name)));
 }
 
 bool OpenInference::ModelReady(absl::string_view name, absl::string_view version) const {
@@ -284,13 +278,17 @@ absl::StatusOr<inference::ModelStatisticsResponse> OpenInference::ModelStatistic
   if (name.empty()) {
     if (!version.empty()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("version is ", version.substr(0, 100), " and name is empty"));
+          absl::StrCat("version is ", Quoted(version), " and name is empty"));
     }
     wanted = registry_.List();
-  } else if (version.empty()) {
-    ASSIGN_OR_RETURN(const v1::ModelVersion some, Describe(name, ""));
+  } else if (const absl::string_view model = ViewOf(name).model;
+             version.empty() && ModelNameOf(model) == model) {
     for (v1::ModelVersion& one : registry_.List()) {
-      if (one.name() == some.name()) wanted.push_back(std::move(one));
+      if (one.name() == model) wanted.push_back(std::move(one));
+    }
+    if (wanted.empty() || wanted.front().unloaded()) {
+      const auto missing = Describe(name, "");
+      if (!missing.ok()) return missing.status();
     }
   } else {
     ASSIGN_OR_RETURN(v1::ModelVersion one, Describe(name, version));

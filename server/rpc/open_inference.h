@@ -69,12 +69,14 @@ class OpenInference {
 
   bool ServerReady() const { return options_.ready(); }
   inference::ServerMetadataResponse ServerMetadata() const;
-  // A version is a number, an alias, or empty for the stable one. Names may be those of views
-  // (infer_request.h); answers name what was asked for.
+  // A version is a number, an alias, or empty for the stable one; a name may hold it as
+  // ParseModelReference takes it, and may be that of a view (infer_request.h). Answers name what
+  // was asked for.
   bool ModelReady(absl::string_view name, absl::string_view version) const;
   //   NotFound         no such model, version or alias
-  //   InvalidArgument  the version is neither
-  //   Unavailable      the model is unloaded; and the version isn't loaded (statistics)
+  //   InvalidArgument  the version is neither, or the name holds another
+  //   Unavailable      the model is unloaded, or the version damaged; and it isn't loaded, or none
+  //                    is (statistics)
   absl::StatusOr<inference::ModelMetadataResponse> ModelMetadata(absl::string_view name,
                                                                  absl::string_view version) const;
   absl::StatusOr<inference::ModelConfigResponse> ModelConfig(absl::string_view name,

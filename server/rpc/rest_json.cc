@@ -24,7 +24,7 @@ constexpr size_t kMaxDepth = 32;
 constexpr int kMaxTensors = 64;
 constexpr size_t kMaxParameters = 64;
 constexpr int kMaxDimensions = 16;
-constexpr int kMaxElements = 65'536;  // of BYTES
+constexpr int kMaxElements = 65'536;  // of BYTES, in all inputs
 
 constexpr size_t kMaxRepositoryBody = 64 << 10;
 
@@ -89,11 +89,11 @@ class InferReader final : public nlohmann::json_sax<nlohmann::json> {
         if (auto* parameter = NewParameter()) parameter->set_string_param(std::move(value));
         return status_.ok();
       case Place::kData: {
-        auto& elements = *input_->mutable_contents()->mutable_bytes_contents();
-        if (elements.size() == kMaxElements) {
-          return Fail(absl::StrCat("data has more than ", kMaxElements, " texts"));
+        if (texts_ == kMaxElements) {
+          return Fail(absl::StrCat("the inputs' data has more than ", kMaxElements, " texts"));
         }
-        *elements.Add() = std::move(value);
+        ++texts_;
+        *input_->mutable_contents()->add_bytes_contents() = std::move(value);
         return true;
       }
       default:
@@ -252,6 +252,7 @@ class InferReader final : public nlohmann::json_sax<nlohmann::json> {
   absl::Status status_;
   std::vector<Place> places_;
   std::string key_;
+  int texts_ = 0;  // of all inputs
   inference::ModelInferRequest::InferInputTensor* input_ = nullptr;
   inference::ModelInferRequest::InferRequestedOutputTensor* output_ = nullptr;
   Parameters* parameters_ = nullptr;
@@ -298,7 +299,7 @@ bool WantsBinary(const inference::ModelInferRequest& request, const std::string&
 Json DataOf(const std::string& datatype, const std::string& raw) {
   Json data = Json::array();
   if (datatype == "BYTES") {
-    const auto elements = SplitBytesElements(raw);
+    const auto elements = SplitBytesElements(raw, raw.size());
     for (const absl::string_view element : elements.value()) data.push_back(std::string(element));
     return data;
   }

@@ -18,9 +18,9 @@ constexpr int64_t kUsualPixels = int64_t{224} * 224;  // of a picture: what max_
 constexpr double kPromised = 0.92;
 // How full the batches before are taken to be: one that isn't pushes pictures into the next.
 constexpr double kFill = 0.8;
-// Batch times that nobody has measured for so many times what they predict may be wrong; one
-// request may try. A single pass that a burst had slowed down locked everybody out for a second
-// otherwise.
+// Batch times that nobody has measured for so many times what they predict may be wrong, and those
+// that are only guessed even more so; one request may try. A single pass that a burst had slowed
+// down locked everybody out for a second otherwise.
 constexpr double kTrialAfter = 4;
 constexpr absl::Duration kLeastTrialAfter = absl::Milliseconds(100);
 constexpr absl::Duration kMostTrialAfter = absl::Seconds(1);
@@ -166,7 +166,7 @@ BatchCut CutBatch(std::span<const WaitingPicture> queue, absl::Time now,
 absl::StatusOr<BatchQueue::Ticket> BatchQueue::Admit(const Request& request,
                                                      const DeviceOutlook& device, absl::Time now) {
   ASSIGN_OR_RETURN(Line line, Judge(request, device, now));
-  if (line.trial) last_trial_ = now;
+  if (line.trial) times(AloneNow(device)).Try(line.pixels, now);
   waiting_ += request.pictures;
   return lines_.emplace(Order{request.priority, request.deadline, ++arrivals_}, std::move(line))
       .first;
@@ -182,7 +182,7 @@ absl::StatusOr<BatchQueue::Line> BatchQueue::Judge(const Request& request,
                                                    absl::Time now) const {
   assert(request.pictures > 0);
   const int64_t pixels = int64_t{request.height} * request.width;
-  const BatchTime time = TimeFor(pixels, device.alone && waiting_ == 0);
+  const BatchTime time = TimeFor(pixels, AloneNow(device));
   const int over = waiting_ + request.pictures - options_.max_queue;
   if (over > 0) {
     const double each = absl::ToDoubleSeconds(time.Of(options_.max_batch)) / options_.max_batch;
@@ -204,15 +204,29 @@ absl::StatusOr<BatchQueue::Line> BatchQueue::Judge(const Request& request,
     const int together = std::min(request.pictures, room);  // of its own, however long they take
     line.most = std::max(1, time.Largest(std::min(promised / 2, spare), room));
     if (time.AtMost(together) <= spare) line.most = std::max(line.most, together);
-    const absl::Time known_at = std::max({times_.newest(), alone_times_.newest(), last_trial_});
-    line.trial = waiting_ == 0 && !device.busy &&
-                 now - known_at > std::clamp(kTrialAfter * time.AtMost(together), kLeastTrialAfter,
-                                             kMostTrialAfter);
+    line.trial = MayTry(request, device, time, together, now);
     if (!line.trial) {
       RETURN_IF_ERROR(CheckInTime(request, order, line, time, device, now));
     }
   }
   return line;
+}
+
+// Only the times that it would be refused for count, those of its size and of its kind: others may
+// stay fresh for ever.
+bool BatchQueue::MayTry(const Request& request, const DeviceOutlook& device, const BatchTime& time,
+                        int together, absl::Time now) const {
+  const int64_t pixels = int64_t{request.height} * request.width;
+  const BatchTimes& kind = AloneNow(device) ? alone_times_ : times_;
+  // Where our own passes have the whole device, one of them will tell; and who gets it too late
+  // needn't try.
+  const bool will_tell = device.busy && device.rivals == 0;
+  const bool too_late = device.free_in >= kPromised * (request.deadline - now);
+  // Those that wait would wait for it too; for a first measurement they do.
+  const bool guessed = !kind.For(pixels).known();
+  return (waiting_ == 0 || guessed) && !will_tell && !too_late &&
+         now - kind.newest(pixels) >
+             std::clamp(kTrialAfter * time.AtMost(together), kLeastTrialAfter, kMostTrialAfter);
 }
 
 absl::Status BatchQueue::CheckInTime(const Request& request, const Order& order, const Line& line,
@@ -315,9 +329,12 @@ BatchQueue::Cut BatchQueue::Next(absl::Time now, bool draining, bool with_device
   // What is being decoded will be there during the pass, and so will what doesn't fit.
   const bool decoding = static_cast<int>(snapshot.size()) < waiting_;
   alone = alone && !decoding && waiting_ <= options_.max_batch;
-  const BatchCut plan = CutBatch(
-      snapshot, now, options_, [&](int64_t pixels) { return TimeFor(pixels, alone); }, draining,
-      options_.decoded_here && decoding);
+  // The worst case is for those who may still go elsewhere: whoever is in isn't given up for it.
+  const auto time_for = [&](int64_t pixels) {
+    return TimeFor(pixels, alone || !times_.For(pixels).known());
+  };
+  const BatchCut plan =
+      CutBatch(snapshot, now, options_, time_for, draining, options_.decoded_here && decoding);
 
   Cut cut;
   cut.alone = alone;

@@ -124,20 +124,24 @@ class BatchQueue {
     int waiting() const { return reserved + static_cast<int>(ready.size()); }
   };
 
+  // Whether the pass of a request that came now would be alone.
+  bool AloneNow(const DeviceOutlook& device) const { return device.alone && waiting_ == 0; }
   absl::StatusOr<Line> Judge(const Request& request, const DeviceOutlook& device,
                              absl::Time now) const;
+  // Whether the request may run against `time`, in which its pictures run together.
+  bool MayTry(const Request& request, const DeviceOutlook& device, const BatchTime& time,
+              int together, absl::Time now) const;
   absl::Status CheckInTime(const Request& request, const Order& order, const Line& line,
                            const BatchTime& time, const DeviceOutlook& device,
                            absl::Time now) const;
   void EraseIfEmpty(Ticket ticket);
-  // Of the other kind while nothing of this one is known.
+  // While nothing of this kind is known: what the other one says, at worst.
   BatchTime TimeFor(int64_t pixels, bool alone) const;
 
   const Options options_;
   BatchTimes times_;
   BatchTimes alone_times_;
   std::map<Order, Line> lines_;
-  absl::Time last_trial_ = absl::InfinitePast();
   int waiting_ = 0;
   int64_t arrivals_ = 0;
 };

@@ -68,12 +68,19 @@ void BatchTimes::Observe(int64_t pixels, int pictures, absl::Duration time, absl
   Batches& batches = size.batches[BinOf(pictures)];
   batches.samples.Add({pictures, seconds}, kBatches);
   batches.newest = now;
-  newest_ = now;
+  Try(pixels, now);
   for (auto it = size.batches.begin(); it != size.batches.end();) {
     it = it->second.newest < now - kMemory ? size.batches.erase(it) : std::next(it);
   }
   size.time = Fit(size);
 }
+
+absl::Time BatchTimes::newest(int64_t pixels) const {
+  const auto found = newest_.find(ClassOf(pixels));
+  return found == newest_.end() ? absl::InfinitePast() : found->second;
+}
+
+void BatchTimes::Try(int64_t pixels, absl::Time now) { newest_[ClassOf(pixels)] = now; }
 
 BatchTime BatchTimes::For(int64_t pixels) const {
   if (classes_.empty()) return {};

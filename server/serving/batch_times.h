@@ -38,7 +38,10 @@ class BatchTimes {
   // For pictures of `pixels`. Sizes never seen: as the nearest one, scaled.
   BatchTime For(int64_t pixels) const;
 
-  absl::Time newest() const { return newest_; }  // InfinitePast: none yet
+  // When pictures of about this size were last measured, or somebody set out to measure them;
+  // InfinitePast: never.
+  absl::Time newest(int64_t pixels) const;
+  void Try(int64_t pixels, absl::Time now);
 
  private:
   struct Sample {
@@ -66,7 +69,7 @@ class BatchTimes {
   static BatchTime Fit(const SizeClass& size);
 
   std::map<int, SizeClass> classes_;
-  absl::Time newest_ = absl::InfinitePast();
+  std::map<int, absl::Time> newest_;  // by class; also of those that were only tried
 };
 
 }  // namespace pyramid

@@ -95,7 +95,7 @@ absl::StatusOr<Batcher::Room> Batcher::Admit(const Request& request) {
   const DeviceOutlook device = Look(now);
   ASSIGN_OR_RETURN(const BatchQueue::Ticket ticket, queue_.Admit(request, device, now));
   metrics_.AddQueue(request.pictures, 0);
-  metrics_.SetPredictedWait(queue_.PredictedWait(device));
+  metrics_.SetPredictedWait(version_, queue_.PredictedWait(device));
   return Room(this, ticket, request.pictures);
 }
 
@@ -136,9 +136,11 @@ void Batcher::Drain() {
 
 void Batcher::GiveBack(BatchQueue::Ticket ticket, int pictures) {
   metrics_.AddQueue(-pictures, 0);
+  const absl::Time now = clock_.Now();
   absl::MutexLock lock(&mutex_);
   queue_.GiveBack(ticket, pictures);
-  if (draining_) ++news_;
+  metrics_.SetPredictedWait(version_, queue_.PredictedWait(Look(now)));
+  ++news_;  // a batch may have waited for them, and Drain does
 }
 
 void Batcher::Run() {
@@ -197,6 +199,8 @@ bool Batcher::Next(Cut& cut, Turn& turn) {
     }
     if (cut.pictures() > 0) {
       metrics_.AddQueue(-cut.pictures(), 0);
+      if (cut.batch.empty()) metrics_.SetPredictedWait(version_, queue_.PredictedWait(device));
+      if (draining_) ++news_;  // the other batch threads end with the last picture
       mutex_.Unlock();
       return true;
     }
@@ -262,7 +266,7 @@ void Batcher::RunBatch(Cut& cut, Turn& turn, std::vector<float>& memory) {
   {
     absl::MutexLock lock(&mutex_);
     if (logits.ok()) queue_.times(cut.alone).Observe(each, count, forward, ended);
-    metrics_.SetPredictedWait(queue_.PredictedWait(Look(ended)));
+    metrics_.SetPredictedWait(version_, queue_.PredictedWait(Look(ended)));
   }
   for (size_t i = 0; i < batch.size(); ++i) {
     if (!logits.ok()) {

@@ -74,6 +74,35 @@ std::vector<float> Ordered(std::vector<float> logits) {
   return logits;
 }
 
+// In a way that the compiler vectorises: 0.2 µs for 1,000.
+bool AllFinite(std::span<const float> values) {
+  uint32_t largest = 0;  // without signs they are in the order of the values
+  for (const float value : values) {
+    largest = std::max(largest, std::bit_cast<uint32_t>(value) & 0x7fffffffU);
+  }
+  return largest < std::bit_cast<uint32_t>(std::numeric_limits<float>::infinity());
+}
+
+// Indices of the `count` largest values, the largest first, the lower index of equals first.
+std::vector<int> Best(std::span<const float> values, size_t count) {
+  const auto better = [values](int a, int b) {
+    const float left = values[static_cast<size_t>(a)];
+    const float right = values[static_cast<size_t>(b)];
+    return left != right ? left > right : a < b;
+  };
+  std::vector<int> best(std::min(values.size(), count));  // a heap, the worst of them on top
+  std::iota(best.begin(), best.end(), 0);
+  std::make_heap(best.begin(), best.end(), better);
+  for (size_t i = best.size(); i < values.size(); ++i) {
+    if (values[i] <= values[static_cast<size_t>(best.front())]) continue;
+    std::pop_heap(best.begin(), best.end(), better);
+    best.back() = static_cast<int>(i);
+    std::push_heap(best.begin(), best.end(), better);
+  }
+  std::sort_heap(best.begin(), best.end(), better);
+  return best;
+}
+
 }  // namespace
 
 std::vector<PictureView> ViewsOf(const v1::ClassifyRequest& request) {
@@ -110,31 +139,25 @@ absl::StatusOr<std::vector<v1::Prediction>> Rank(
     std::span<const float> logits, const google::protobuf::RepeatedPtrField<std::string>& labels,
     int top_k) {
   if (logits.empty()) return std::vector<v1::Prediction>();
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (!std::isfinite(logits[i])) {
-      return absl::InternalError(absl::StrCat("the network's logit of class ", i, " isn't finite"));
-    }
+  if (!AllFinite(logits)) {
+    const auto bad =
+        std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
+    return absl::InternalError(
+        absl::StrCat("the network's logit of class ", bad - logits.begin(), " isn't finite"));
   }
-  const double largest = *std::max_element(logits.begin(), logits.end());
+  const std::vector<int> best = Best(logits, static_cast<size_t>(top_k));
+  const float largest = logits[static_cast<size_t>(best[0])];
+  // Floats will do: each exponential is off by about 1e-6 of itself.
   double sum = 0;
   for (const float logit : logits) sum += std::exp(logit - largest);
 
-  const size_t count = std::min(logits.size(), static_cast<size_t>(top_k));
-  std::vector<int> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
-                    [&](int a, int b) {
-                      const float left = logits[static_cast<size_t>(a)];
-                      const float right = logits[static_cast<size_t>(b)];
-                      return left != right ? left > right : a < b;
-                    });
-  std::vector<v1::Prediction> predictions(count);
-  for (size_t i = 0; i < count; ++i) {
-    const int index = order[i];
+  std::vector<v1::Prediction> predictions(best.size());
+  for (size_t i = 0; i < best.size(); ++i) {
+    const int index = best[i];
+    const double above = double{logits[static_cast<size_t>(index)]} - largest;
     predictions[i].set_index(index);
     predictions[i].set_label(index < labels.size() ? labels.Get(index) : absl::StrCat(index));
-    predictions[i].set_probability(
-        static_cast<float>(std::exp(logits[static_cast<size_t>(index)] - largest) / sum));
+    predictions[i].set_probability(static_cast<float>(std::exp(above) / sum));
   }
   return predictions;
 }
@@ -376,7 +399,8 @@ absl::Duration ClassifyPipeline::UntilDecoded(const Batcher::Request& request,
   if (!size.has_value()) return absl::ZeroDuration();
   const Order order{.priority = request.priority, .deadline = request.deadline};
   return decode_times_[static_cast<size_t>(*size)].Mean() *
-         ((decode_pool_.Ahead(order, *size) + request.pictures - 1) / decode_pool_.threads() + 1);
+         ((decode_pool_.Ahead(order, *size) + request.pictures - 1) / decode_pool_.threads(*size) +
+          1);
 }
 
 void ClassifyPipeline::Received(absl::string_view model, absl::Duration time) {
@@ -386,10 +410,20 @@ void ClassifyPipeline::Received(absl::string_view model, absl::Duration time) {
 
 absl::StatusOr<Door::Pass> ClassifyPipeline::EnterDoor(absl::Time deadline) {
   const absl::Time now = clock_.Now();
+  bool draining = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    draining = draining_;
+  }
+  if (draining || deadline <= now) return door_.Enter(now);
   std::optional<Door::Wish> wish = door_.Expect(now);
   if (!wish.has_value()) return door_.Enter(now);
-  const auto model = registry_.Find(wish->model, wish->version);
-  if (!model.ok() || *model == nullptr) return door_.Enter(now);
+  bool shared = false;
+  const auto model = registry_.Find(wish->model, wish->version, [&shared] {
+    shared = true;
+    return uint64_t{0};
+  });
+  if (shared || !model.ok() || *model == nullptr) return door_.Enter(now);
   Batcher::Request request = wish->pictures;
   request.deadline = DueFor(Shortened(deadline, now), now);
   // Those before it that are still being read will have asked for the same by then.
@@ -409,15 +443,13 @@ absl::StatusOr<Door::Pass> ClassifyPipeline::EnterDoor(absl::Time deadline) {
 void ClassifyPipeline::Decode(const std::shared_ptr<Call>& call, int index, WorkPool::Size size) {
   const absl::Time started = clock_.Now();
   absl::Status useless = call->Wanted(started);
-  bool counted = false;  // with the picture that failed
   if (useless.ok()) {
     absl::MutexLock lock(&call->mutex);
     useless = call->failure;
-    counted = !useless.ok();
     if (useless.ok()) useless = call->model->batcher().CheckInTime(call->room);
   }
-  if (!useless.ok() && !counted) call->metrics->CountRejection(ReasonOf(useless), 1);
   if (!useless.ok()) {
+    call->metrics->CountRejection(ReasonOf(useless), 1);
     {
       absl::MutexLock lock(&call->mutex);
       call->failure.Update(useless);
@@ -504,7 +536,7 @@ void ClassifyPipeline::Answered(const std::shared_ptr<Call>& call, int index,
   if (last) Finish(*call);
 }
 
-// All pictures are done. Ranks them on the thread that finished last: 10 µs a picture of 1,000
+// All pictures are done. Ranks them on the thread that finished last: 3 µs a picture of 1,000
 // classes.
 void ClassifyPipeline::Finish(Call& call) {
   const absl::Time started = clock_.Now();
@@ -515,18 +547,20 @@ void ClassifyPipeline::Finish(Call& call) {
   {
     absl::MutexLock lock(&call.mutex);
     failure = call.failure;
-    for (Call::Picture& picture : call.pictures) {
-      if (!failure.ok()) break;
+    for (size_t i = 0; failure.ok() && i < call.pictures.size(); ++i) {
+      Call::Picture& picture = call.pictures[i];
       v1::PictureResult& result = *response.add_results();
       if (!picture.status.ok()) {
         result.set_code(static_cast<int>(picture.status.code()));
         result.set_message(std::string(picture.status.message()));
         continue;
       }
-      auto predictions = Rank(options_.refuse_non_finite ? picture.logits : Ordered(picture.logits),
-                              manifest.labels(), top_k);
+      std::vector<float> ordered;
+      if (!options_.refuse_non_finite) ordered = Ordered(picture.logits);
+      auto predictions =
+          Rank(options_.refuse_non_finite ? picture.logits : ordered, manifest.labels(), top_k);
       if (!predictions.ok()) {
-        failure = predictions.status();
+        failure = Annotate(predictions.status(), absl::StrCat("pictures[", i, "]"));
         break;
       }
       if (!predictions->empty()) {
@@ -534,7 +568,9 @@ void ClassifyPipeline::Finish(Call& call) {
         call.model->ObserveAnswer(best.index(), static_cast<int>(picture.logits.size()),
                                   best.probability());
       }
-      result.mutable_predictions()->Assign(predictions->begin(), predictions->end());
+      for (v1::Prediction& prediction : *predictions) {
+        *result.add_predictions() = std::move(prediction);
+      }
       if (call.request.return_logits()) {
         result.mutable_logits()->Assign(picture.logits.begin(), picture.logits.end());
       }

@@ -84,7 +84,7 @@ class ClassifyPipeline {
   //   Cancelled          the caller is gone
   //   Unavailable        draining
   //   DataLoss           the version named is damaged on disk
-  //   Internal           the network failed
+  //   Internal           the network failed, or gave a picture no finite answer: pictures[i]
   void Classify(const v1::ClassifyRequest& request, absl::Time deadline, CancelFlag cancelled,
                 Done done);
   // As above with `pictures`; request.pictures() isn't looked at.
@@ -93,7 +93,9 @@ class ClassifyPipeline {
 
   // Before a request's message is read: ResourceExhausted if it can't be answered in time should it
   // ask for what all the others lately did (door.h), counted as Classify counts. Otherwise a pass,
-  // to be kept until the message has been read or the call is over, whichever comes first.
+  // to be kept until the message has been read or the call is over, whichever comes first; also
+  // for what Classify refuses for another reason, and where versions share a model's traffic:
+  // nobody knows yet whose queue it would wait in.
   absl::StatusOr<Door::Pass> EnterDoor(absl::Time deadline);
 
   // A request to `model` was read `time` after its call had begun.
@@ -165,7 +167,8 @@ class ClassifyPipeline {
 };
 
 // The best `top_k` classes, best first (the lower index of equals), with softmax probabilities
-// summed in double. `labels` empty: the index as text. Internal: a logit isn't finite.
+// summed in double; `top_k` from 1. `labels` empty: the index as text. Internal: a logit isn't
+// finite.
 absl::StatusOr<std::vector<v1::Prediction>> Rank(
     std::span<const float> logits, const google::protobuf::RepeatedPtrField<std::string>& labels,
     int top_k);

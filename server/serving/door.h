@@ -1,6 +1,7 @@
 // What the next request will ask for, as far as the last ones tell: so one whose headers are here
-// can be judged before its message is read. Nothing is known while requests differ: a priority or
-// a model that others don't have is never refused for what others wait for. Thread-safe.
+// can be judged before its message is read. Nothing is known while requests differ. The first ones
+// of a priority or a model that nobody had for a minute may be refused for what others wait for,
+// until one of them has been read (Refuse); for a minute nobody is then. Thread-safe.
 #ifndef PYRAMID_SERVER_SERVING_DOOR_H_
 #define PYRAMID_SERVER_SERVING_DOOR_H_
 

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "model/checkpoint.h"
 #include "model/preprocess.h"
 #include "proto/base/file.h"
@@ -25,6 +25,7 @@ namespace fs = std::filesystem;
 
 constexpr size_t kLongestActor = 256;
 constexpr size_t kLongestError = 1024;
+constexpr size_t kLongestEcho = 100;
 
 // What serving needs from a manifest beyond what loading checks.
 absl::Status CheckServable(const v1::Manifest& manifest) {
@@ -150,7 +151,10 @@ absl::Status ModelRegistry::Commit(const v1::ModelState& state, v1::ModelEvent e
     event.set_traffic_percent(state.traffic_percent());
   }
   RETURN_IF_ERROR(AppendModelEvent(folder, event));
-  RETURN_IF_ERROR(WriteModelState(folder, state));
+  if (const absl::Status written = WriteModelState(folder, state); !written.ok()) {
+    return Annotate(written, absl::StrCat("nothing has changed, and the line of ", kEventsFileName,
+                                          " before this refusal's is void"));
+  }
 
   std::vector<std::shared_ptr<const ModelVersion>> gone;  // let go without the lock
   {
@@ -172,8 +176,7 @@ absl::Status ModelRegistry::Commit(const v1::ModelState& state, v1::ModelEvent e
         ++it;
         continue;
       }
-      gone.push_back(std::move(it->second.version));
-      it = model.loaded.erase(it);
+      gone.push_back(TakeOut(model, it));
     }
     ShowState(model);
   }
@@ -196,7 +199,11 @@ absl::Status ModelRegistry::Refused(const std::string& name, const absl::Status&
                                      {"error", status.message()}});
   {
     absl::MutexLock lock(&mutex_);
-    if (models_.count(name) == 0) return status;  // there is nothing yet that it could be kept with
+    std::error_code ignored;
+    if (models_.count(name) == 0 &&
+        !fs::exists(options_.folder / name / std::string(kEventsFileName), ignored)) {
+      return status;  // there is nothing yet that it could be kept with
+    }
   }
   *event.mutable_time() = ToProto(clock_.Now());
   event.set_code(static_cast<int>(status.code()));
@@ -208,16 +215,50 @@ absl::Status ModelRegistry::Refused(const std::string& name, const absl::Status&
   return status;
 }
 
+void ModelRegistry::StopChanges() {
+  absl::MutexLock lock(&mutex_);
+  no_changes_ = true;
+}
+
+absl::Status ModelRegistry::CheckChangeable() const {
+  absl::MutexLock lock(&mutex_);
+  return no_changes_
+             ? absl::UnavailableError("the server is shutting down; models stay as they are")
+             : absl::OkStatus();
+}
+
 absl::Status ModelRegistry::CheckVersion(const std::string& name, int64_t version) const {
   absl::MutexLock lock(&mutex_);
   ASSIGN_OR_RETURN(const auto found, FindModel(name));
-  const std::map<int64_t, v1::Manifest>& versions = found->second.versions;
-  if (versions.count(version) > 0) return absl::OkStatus();
+  const Model& model = found->second;
+  if (model.versions.count(version) > 0) return absl::OkStatus();
+  if (const auto damaged = model.damaged.find(version); damaged != model.damaged.end()) {
+    return absl::DataLossError(
+        absl::StrCat("version ", version, " of ", name, " can't be used: ", damaged->second));
+  }
   return absl::NotFoundError(
-      absl::StrCat("no version ", version, " of ", name, "; there is ",
-                   absl::StrJoin(versions, ", ", [](std::string* out, const auto& known) {
-                     absl::StrAppend(out, known.first);
-                   })));
+      absl::StrCat("no version ", version, " of ", name, "; there is ", Listed(model.versions)));
+}
+
+absl::Status ModelRegistry::BringBack(v1::ModelState& state, Swap& swap) {
+  if (!state.unloaded()) return absl::OkStatus();
+  for (const std::string& alias : AliasesOf(state)) {
+    const int64_t version = VersionOfAlias(state, alias);
+    const auto is_it = [version](const auto& one) { return one->version() == version; };
+    if (std::any_of(swap.loaded.begin(), swap.loaded.end(), is_it)) continue;
+    const absl::Status known = CheckVersion(state.name(), version);
+    Versions ready = known.ok() ? Ready(state.name(), state, version) : Versions(known);
+    if (!ready.ok()) {
+      return Annotate(
+          ready.status(),
+          absl::StrCat(state.name(), " is unloaded and comes back with all its aliases; let ",
+                       alias, " name another version than ", version,
+                       alias == kStableAlias ? "" : ", or remove it"));
+    }
+    swap.loaded.push_back(*std::move(ready));
+  }
+  state.set_unloaded(false);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<ModelRegistry::Promoted> ModelRegistry::Promote(const fs::path& folder,
@@ -235,7 +276,8 @@ absl::StatusOr<ModelRegistry::Promoted> ModelRegistry::Promote(const fs::path& f
   if (asked.alias.empty()) asked.alias = std::string(kStableAlias);
   if (asked.dtype != "fp32" && asked.dtype != "bf16") {
     return absl::InvalidArgumentError(
-        absl::StrCat("dtype is \"", asked.dtype, "\"; use fp32 or bf16"));
+        absl::StrCat("dtype is \"", absl::CHexEscape(asked.dtype.substr(0, kLongestEcho)),
+                     "\"; use fp32 or bf16"));
   }
   RETURN_IF_ERROR(CheckModelName(asked.alias, "alias"));
   if (asked.traffic_percent.has_value()) {
@@ -246,6 +288,7 @@ absl::StatusOr<ModelRegistry::Promoted> ModelRegistry::Promote(const fs::path& f
 
   const std::string model(name);
   const Work work(*this, model);
+  RETURN_IF_ERROR(CheckChangeable());
   v1::ModelEvent event = MakeEvent("promote", asked.actor, asked.alias);
   event.set_dtype(asked.dtype);
   auto promoted = PromoteAlone(folder, model, asked, event);
@@ -303,7 +346,6 @@ absl::StatusOr<ModelRegistry::Promoted> ModelRegistry::PromoteAlone(const fs::pa
   v1::ModelState state;
   if (auto there = CopyState(name); there.ok()) state = *std::move(there);
   state.set_name(name);
-  state.set_unloaded(false);
   promoted.previous = VersionOfAlias(state, promotion.alias);
   event.set_previous_version(promoted.previous);
   state.mutable_dtypes()->erase(promoted.version);
@@ -317,6 +359,7 @@ absl::StatusOr<ModelRegistry::Promoted> ModelRegistry::PromoteAlone(const fs::pa
   Swap swap;
   swap.loaded.push_back(Finish(name, promoted.version, promotion.dtype, std::move(candidate)));
   if (!promoted.existed) swap.made = std::move(manifest);
+  RETURN_IF_ERROR(BringBack(state, swap));
   RETURN_IF_ERROR(Commit(state, event, std::move(swap)));
   std::move(remove_made).Cancel();
   promoted.gates.assign(event.gates().begin(), event.gates().end());
@@ -389,7 +432,7 @@ ModelRegistry::Known ModelRegistry::FindDigest(const std::string& name, const st
     const auto loaded = model.loaded.find(known.version);
     if (loaded != model.loaded.end()) known.loaded = loaded->second.version;
   }
-  // A copy that has been damaged since is no use after the next start.
+  // A copy that has been damaged since is no use once it has to be loaded again.
   const auto verified = VerifyCheckpoint(FolderOf(name, known.version));
   if (verified.ok()) return known;
   log::Error("model_version_damaged",
@@ -417,6 +460,7 @@ absl::StatusOr<v1::ModelState> ModelRegistry::Change(absl::string_view name, v1:
   ASSIGN_OR_RETURN(const v1::ModelState there, CopyState(name));
   const std::string& model = there.name();
   const Work work(*this, model);
+  RETURN_IF_ERROR(CheckChangeable());
   ASSIGN_OR_RETURN(v1::ModelState state, CopyState(model));
   Swap swap;
   absl::Status status = change(state, event, swap);
@@ -444,8 +488,7 @@ absl::StatusOr<v1::ModelState> ModelRegistry::SetAlias(absl::string_view name,
                   RETURN_IF_ERROR(CheckVersion(state.name(), version));
                   ASSIGN_OR_RETURN(swap.loaded.emplace_back(), Ready(state.name(), state, version));
                   MoveAlias(state, alias, version);
-                  state.set_unloaded(false);
-                  return absl::OkStatus();
+                  return BringBack(state, swap);
                 });
 }
 
@@ -508,8 +551,7 @@ absl::StatusOr<v1::ModelState> ModelRegistry::Rollback(absl::string_view name,
                                      "stable name a version"));
                   }
                   ASSIGN_OR_RETURN(swap.loaded.emplace_back(), Ready(state.name(), state, version));
-                  state.set_unloaded(false);
-                  return absl::OkStatus();
+                  return BringBack(state, swap);
                 });
 }
 

@@ -8,7 +8,6 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "model/checkpoint.h"
 #include "proto/base/file.h"
 #include "proto/base/log.h"
@@ -23,12 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kMaxNameLength = 64;
-
-template <typename Map>
-std::string Keys(const Map& map) {
-  return absl::StrJoin(
-      map, ", ", [](std::string* out, const auto& entry) { absl::StrAppend(out, entry.first); });
-}
 
 }  // namespace
 
@@ -127,7 +120,7 @@ void ModelRegistry::StartModel(const std::string& name) {
       SetAside(model, version, manifest.status());
     }
   }
-  if (model.versions.empty()) return;
+  if (model.versions.empty() && model.damaged.empty()) return;
 
   absl::StatusOr<v1::ModelState> state = ReadModelState(folder);
   if (state.ok()) {
@@ -136,7 +129,9 @@ void ModelRegistry::StartModel(const std::string& name) {
     if (!absl::IsNotFound(state.status())) {
       log::Error("model_state_unreadable", {{"model", name}, {"error", state.status().message()}});
     }
-    MoveAlias(model.state, kStableAlias, model.versions.rbegin()->first);
+    if (!model.versions.empty()) {
+      MoveAlias(model.state, kStableAlias, model.versions.rbegin()->first);
+    }
   }
   model.state.set_name(name);
   metrics_.ForModel(name);
@@ -194,9 +189,18 @@ void ModelRegistry::LoadAtStart(Model& model) {
   }
 }
 
+// What is loaded answers on, whatever became of its files.
 void ModelRegistry::SetAside(Model& model, int64_t version, const absl::Status& why) {
-  model.versions.erase(version);
+  if (model.loaded.count(version) == 0) model.versions.erase(version);
   model.damaged.emplace(version, why.message());
+}
+
+std::shared_ptr<const ModelVersion> ModelRegistry::TakeOut(Model& model,
+                                                           LoadedVersions::iterator& at) {
+  if (model.damaged.count(at->first) > 0) model.versions.erase(at->first);
+  std::shared_ptr<const ModelVersion> version = std::move(at->second.version);
+  at = model.loaded.erase(at);
+  return version;
 }
 
 void ModelRegistry::ShowState(const Model& model) {
@@ -214,6 +218,11 @@ void ModelRegistry::ShowState(const Model& model) {
 
 absl::StatusOr<ModelRegistry::Models::const_iterator> ModelRegistry::FindModel(
     absl::string_view name) const {
+  const auto names = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    std::vector<std::string> all;
+    for (const auto& [known, model] : models_) all.push_back(known);
+    return all;
+  };
   if (models_.empty()) {
     return absl::NotFoundError(
         absl::StrCat(name.empty() ? "no model is in service"
@@ -224,12 +233,12 @@ absl::StatusOr<ModelRegistry::Models::const_iterator> ModelRegistry::FindModel(
   if (name.empty()) {
     if (models_.size() == 1) return models_.begin();
     return absl::InvalidArgumentError(
-        absl::StrCat("model is empty and there are several; name one of ", Keys(models_)));
+        absl::StrCat("model is empty and there are several; name one of ", Listed(names())));
   }
   const auto found = models_.find(std::string(name));
   if (found == models_.end()) {
     return absl::NotFoundError(absl::StrCat("no model \"", absl::CHexEscape(name.substr(0, 128)),
-                                            "\"; there is ", Keys(models_)));
+                                            "\"; there is ", Listed(names())));
   }
   return found;
 }
@@ -251,13 +260,13 @@ absl::StatusOr<ModelRegistry::Target> ModelRegistry::Resolve(absl::string_view t
     target.version = VersionOfAlias(state, reference.alias);
   } else if (target.version == 0) {
     target.version = VersionOfAlias(state, kStableAlias);
+    if (target.version == 0 && model.versions.empty()) {
+      return absl::UnavailableError(absl::StrCat("no version of ", found->first,
+                                                 " could be loaded; the server's log says why"));
+    }
     if (target.version == 0) {
       return absl::NotFoundError(
-          model.versions.empty()
-              ? absl::StrCat("no version of ", found->first,
-                             " could be loaded; the server's log says why")
-              : absl::StrCat(found->first,
-                             " has no stable version; name a version or an alias of it"));
+          absl::StrCat(found->first, " has no stable version; name a version or an alias of it"));
     }
     if (key != nullptr && state.traffic_percent() > 0 && GoesToTrafficAlias(state, (*key)())) {
       const int64_t other = VersionOfAlias(state, state.traffic_alias());
@@ -277,7 +286,7 @@ absl::StatusOr<ModelRegistry::Target> ModelRegistry::Resolve(absl::string_view t
                                                " can't be used: ", damaged->second));
   }
   return absl::NotFoundError(absl::StrCat("no version ", target.version, " of ", found->first,
-                                          "; there is ", Keys(model.versions)));
+                                          "; there is ", Listed(model.versions)));
 }
 
 ModelRegistry::Versions ModelRegistry::Find(absl::string_view model, int64_t version,
@@ -317,7 +326,8 @@ ModelRegistry::Versions ModelRegistry::GetTarget(Target target) {
     log::Error(
         "model_version_skipped",
         {{"model", target.name}, {"version", target.version}, {"error", fresh.status().message()}});
-    if (absl::IsDataLoss(fresh.status())) SetAside(model, target.version, fresh.status());
+    if (!absl::IsDataLoss(fresh.status())) return absl::UnavailableError(fresh.status().message());
+    SetAside(model, target.version, fresh.status());
     return fresh.status();
   }
   model.loaded[target.version] = {*fresh, ++uses_};
@@ -331,10 +341,8 @@ ModelRegistry::Versions ModelRegistry::GetTarget(Target target) {
       oldest = it;
     }
   }
-  if (extras > options_.max_extra_versions) {
-    gone = std::move(oldest->second.version);
-    model.loaded.erase(oldest);
-  }
+  if (extras > options_.max_extra_versions) gone = TakeOut(model, oldest);
+  ShowState(model);
   return fresh;
 }
 
@@ -392,8 +400,10 @@ bool ModelRegistry::Answers() const {
   absl::MutexLock lock(&mutex_);
   bool failed = false;
   for (const auto& [name, model] : models_) {
-    if (IsReady(model)) return true;
-    if (!model.state.unloaded()) failed = true;
+    if (model.state.unloaded()) continue;
+    if (!model.loaded.empty()) return true;
+    // At the start what can't be loaded loses its aliases.
+    if (!model.state.aliases().empty() || !model.damaged.empty()) failed = true;
   }
   return !failed;
 }
@@ -402,7 +412,9 @@ std::vector<ModelRegistry::Damaged> ModelRegistry::ListDamaged() const {
   absl::MutexLock lock(&mutex_);
   std::vector<Damaged> list;
   for (const auto& [name, model] : models_) {
-    for (const auto& [version, why] : model.damaged) list.push_back({name, version, why});
+    for (const auto& [version, why] : model.damaged) {
+      if (model.loaded.count(version) == 0) list.push_back({name, version, why});
+    }
   }
   return list;
 }

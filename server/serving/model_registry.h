@@ -88,11 +88,12 @@ class ModelRegistry {
   // by `key` the alias that shares its traffic. Never blocks for long.
   //   NotFound         no such model, version or alias; lists what there is
   //   InvalidArgument  no name though there are several models; and what ParseModelReference says
-  //   Unavailable      the model is unloaded, or the version damaged
+  //   Unavailable      the model is unloaded, or the version damaged, or all that it had
   Versions Find(absl::string_view model, int64_t version, RouteKey key);
   Versions Find(absl::string_view model, int64_t version);  // never shared: "stable"
 
-  // As Find, but loads what isn't loaded. Also DataLoss, FailedPrecondition, ResourceExhausted.
+  // As Find, but loads what isn't loaded. Unavailable as well: that failed, for a reason that may
+  // pass. DataLoss: its files turned out to be damaged; from then on Find says Unavailable.
   Versions Get(absl::string_view model, int64_t version, RouteKey key);
   Versions Get(absl::string_view model, int64_t version);
 
@@ -106,16 +107,21 @@ class ModelRegistry {
   // nothing.
   std::map<std::string, bool> Readiness() const;
 
-  // False: there are models that should answer, and none can. True without any.
+  // False: there are models that should answer, and no version of any is loaded. Those that are
+  // unloaded, or that no alias names a version of, needn't. True without any.
   bool Answers() const;
 
-  // Versions that are on disk and can't be used, with why, by name and number.
+  // Versions that are on disk and can't be used, with why, by name and number. Not those that were
+  // loaded before it: they answer until they are let go.
   struct Damaged {
     std::string name;
     int64_t version = 0;
     std::string why;
   };
   std::vector<Damaged> ListDamaged() const;
+
+  // From here on changes get Unavailable. One that is being made is made to its end.
+  void StopChanges();
 
   // Aliases and traffic. NotFound.
   absl::StatusOr<v1::ModelState> StateOf(absl::string_view name) const;
@@ -124,6 +130,8 @@ class ModelRegistry {
   absl::StatusOr<std::vector<v1::ModelEvent>> EventsOf(absl::string_view name, int limit) const;
 
   // The changes. Each blocks until it is done, one at a time per name; `actor` is for the record.
+  // One that puts an unloaded model back into service loads what its other aliases name too, and is
+  // refused, by the code of loading it, where one of those can't be.
   //
   // Puts the checkpoint in `folder` into service under `name`. A digest that is a version of this
   // name already goes into service as that version.
@@ -155,11 +163,13 @@ class ModelRegistry {
     std::shared_ptr<const ModelVersion> version;
     mutable int64_t last_used = 0;  // order of use
   };
+  using LoadedVersions = std::map<int64_t, Loaded>;
   struct Model {
     v1::ModelState state;
     std::map<int64_t, v1::Manifest> versions;  // usable, on disk
-    std::map<int64_t, std::string> damaged;    // on disk too, with why they aren't
-    std::map<int64_t, Loaded> loaded;
+    std::map<int64_t, std::string> damaged;    // on disk too, with why they aren't; in `versions`
+                                               // as well while loaded
+    LoadedVersions loaded;
   };
   struct Known {
     int64_t version = 0;                         // 0: none has the digest
@@ -202,9 +212,13 @@ class ModelRegistry {
   // The version, loaded now unless it is already.
   Versions Ready(const std::string& name, const v1::ModelState& state, int64_t version);
 
-  // Records the event, writes the state, then swaps; in this order, and nothing after an error.
+  // Takes `state` back into service: makes ready what its aliases name beside what is in `swap`.
+  absl::Status BringBack(v1::ModelState& state, Swap& swap);
+
+  // Records the event, writes the state, then swaps; in this order, and nothing after an error. The
+  // error says so where the event is on record already.
   absl::Status Commit(const v1::ModelState& state, v1::ModelEvent event, Swap swap);
-  // Records that a change failed, if there is a model; gives back `status`.
+  // Records that a change failed, if there is a model or a record; gives back `status`.
   absl::Status Refused(const std::string& name, const absl::Status& status, v1::ModelEvent event);
   // Changes `state`, says what it did in `event` and what to swap in.
   using Changing =
@@ -213,7 +227,8 @@ class ModelRegistry {
                                         Changing change);
 
   absl::StatusOr<v1::ModelState> CopyState(absl::string_view name) const;
-  // The version to move an alias to is in `versions`; NotFound.
+  absl::Status CheckChangeable() const;  // Unavailable after StopChanges
+  // The version to move an alias to is in `versions`; NotFound, DataLoss.
   absl::Status CheckVersion(const std::string& name, int64_t version) const;
   absl::StatusOr<Models::const_iterator> FindModel(absl::string_view name) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -225,6 +240,8 @@ class ModelRegistry {
   absl::StatusOr<Target> Resolve(absl::string_view model, int64_t version, const RouteKey* key);
   Versions GetTarget(Target target);
   static void SetAside(Model& model, int64_t version, const absl::Status& why);
+  // Takes a version out of model.loaded and moves `at` on. To be let go without the lock.
+  static std::shared_ptr<const ModelVersion> TakeOut(Model& model, LoadedVersions::iterator& at);
   static bool IsReady(const Model& model);
   void ShowState(const Model& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::filesystem::path FolderOf(absl::string_view name, int64_t version) const;
@@ -241,6 +258,7 @@ class ModelRegistry {
   std::set<std::string, std::less<>> busy_
       ABSL_GUARDED_BY(mutex_);  // names being changed or loaded
   int64_t uses_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool no_changes_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 // InvalidArgument unless `name` may be a model's (or, `what`, an alias's).

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/escaping.h"
@@ -26,6 +27,7 @@ constexpr int kStateVersion = 1;
 constexpr int64_t kLargestState = 1 << 20;
 constexpr off_t kEventsTail = 4 << 20;
 constexpr int kMostEarlier = 32;
+constexpr size_t kMostListed = 20;
 
 json::JsonPrintOptions Printed(bool for_people) {
   json::JsonPrintOptions options;
@@ -89,8 +91,10 @@ absl::Status AppendModelEvent(const fs::path& model_folder, const v1::ModelEvent
   if (file < 0) return ErrnoStatus(errno, "can't open", path);
   const auto close_file = absl::MakeCleanup([file] { close(file); });
   const off_t size = lseek(file, 0, SEEK_END);
+  // A line that may not be on the disk tells of a change that won't happen.
+  auto take_back = absl::MakeCleanup([file, size] { (void)!ftruncate(file, size); });
   char last = '\n';
-  if (size > 0 && pread(file, &last, 1, size - 1) == 1 && last != '\n') line.insert(0, "\n");
+  if (size > 0 && pread(file, &last, 1, size - 1) == 1 && last != '\n') line = absl::StrCat("\n", line);
   for (size_t written = 0; written < line.size();) {
     const ssize_t n = write(file, line.data() + written, line.size() - written);
     if (n < 0 && errno == EINTR) continue;
@@ -98,7 +102,9 @@ absl::Status AppendModelEvent(const fs::path& model_folder, const v1::ModelEvent
     written += static_cast<size_t>(n);
   }
   if (fsync(file) != 0) return ErrnoStatus(errno, "can't sync", path);
-  return size == 0 ? SyncFolder(model_folder) : absl::OkStatus();
+  if (size == 0) RETURN_IF_ERROR(SyncFolder(model_folder));
+  std::move(take_back).Cancel();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<v1::ModelEvent>> ReadModelEvents(const fs::path& model_folder,
@@ -136,6 +142,28 @@ absl::StatusOr<std::vector<v1::ModelEvent>> ReadModelEvents(const fs::path& mode
   return events;
 }
 
+std::string Listed(const std::vector<std::string>& names) {
+  if (names.empty()) return "none";
+  const size_t shown = std::min(names.size(), kMostListed);
+  std::string text =
+      absl::StrJoin(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(shown), ", ");
+  if (shown < names.size()) absl::StrAppend(&text, " and ", names.size() - shown, " more");
+  return text;
+}
+
+std::string Listed(const std::map<int64_t, v1::Manifest>& versions) {
+  std::vector<std::string> newest;
+  for (auto it = versions.rbegin(); it != versions.rend() && newest.size() < kMostListed; ++it) {
+    newest.push_back(absl::StrCat(it->first));
+  }
+  std::reverse(newest.begin(), newest.end());
+  std::string text = Listed(newest);
+  if (newest.size() < versions.size()) {
+    absl::StrAppend(&text, " and ", versions.size() - newest.size(), " older");
+  }
+  return text;
+}
+
 std::vector<std::string> AliasesOf(const v1::ModelState& state) {
   std::vector<std::string> aliases;
   for (const auto& [alias, version] : state.aliases()) aliases.push_back(alias);
@@ -145,9 +173,9 @@ std::vector<std::string> AliasesOf(const v1::ModelState& state) {
 
 absl::Status CheckAlias(const v1::ModelState& state, absl::string_view alias) {
   if (VersionOfAlias(state, alias) != 0) return absl::OkStatus();
-  return absl::NotFoundError(absl::StrCat(
-      "no alias \"", absl::CHexEscape(alias.substr(0, 128)), "\" of ", state.name(), "; there is ",
-      state.aliases().empty() ? "none" : absl::StrJoin(AliasesOf(state), ", ")));
+  return absl::NotFoundError(absl::StrCat("no alias \"", absl::CHexEscape(alias.substr(0, 128)),
+                                          "\" of ", state.name(), "; there is ",
+                                          Listed(AliasesOf(state))));
 }
 
 int64_t VersionOfAlias(const v1::ModelState& state, absl::string_view alias) {

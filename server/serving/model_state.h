@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "proto/lifecycle.pb.h"
+#include "proto/model.pb.h"
 
 namespace pyramid {
 
@@ -25,7 +27,8 @@ absl::StatusOr<v1::ModelState> ReadModelState(const std::filesystem::path& model
 // Written aside, synced, renamed.
 absl::Status WriteModelState(const std::filesystem::path& model_folder, v1::ModelState state);
 
-// Adds one line and syncs it. A line that a crash cut short is left alone.
+// Adds one line and syncs it; after an error it isn't there, as far as the disk still does
+// anything. A line that a crash cut short is left alone.
 absl::Status AppendModelEvent(const std::filesystem::path& model_folder,
                               const v1::ModelEvent& event);
 
@@ -36,6 +39,11 @@ absl::StatusOr<std::vector<v1::ModelEvent>> ReadModelEvents(
 
 // What a version computes in unless the state says otherwise.
 inline constexpr absl::string_view kDefaultDtype = "fp32";
+
+// What there is, in a message about what isn't: "1, 2"; at most 20 names, or the 20 newest
+// versions, and how many more.
+std::string Listed(const std::vector<std::string>& names);
+std::string Listed(const std::map<int64_t, v1::Manifest>& versions);
 
 // Sorted.
 std::vector<std::string> AliasesOf(const v1::ModelState& state);

@@ -22,6 +22,7 @@ ModelVersion::ModelVersion(std::string name, int64_t version, std::string dtype,
       drift_(classifier_->manifest().training().val_answers()),
       counted_(*classifier_, statistics_) {
   metrics_.StartVersion(version_, weight_bytes_);
+  metrics_.StartClasses(manifest().network().num_classes());
   if (drift_.available()) ShowDrift({});
   batcher_ = std::make_unique<Batcher>(counted_, batching, metrics_, version_, clock);
 }

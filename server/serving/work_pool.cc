@@ -23,6 +23,7 @@ WorkPool::WorkPool(std::string name, int threads, int max_queue, int nice)
     : name_(std::move(name)),
       max_queue_(max_queue),
       nice_(nice),
+      all_(threads),
       most_large_(std::max(1, threads - 1)) {
   assert(threads > 0);
   threads_.reserve(static_cast<size_t>(threads));

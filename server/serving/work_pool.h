@@ -41,7 +41,8 @@ class WorkPool {
   // Tasks of this size that would go before one posted now.
   int Ahead(const Order& order, Size size) const;
 
-  int threads() const { return static_cast<int>(threads_.size()); }
+  // That tasks of this size may have at a time.
+  int threads(Size size) const { return size == Size::kLarge ? most_large_ : all_; }
 
  private:
   using Tasks = std::map<Order, Task>;
@@ -52,6 +53,7 @@ class WorkPool {
   const std::string name_;
   const int max_queue_;
   const int nice_;
+  const int all_;         // threads
   const int most_large_;  // running at a time
   mutable absl::Mutex mutex_;
   std::array<Tasks, 2> tasks_ ABSL_GUARDED_BY(mutex_);  // by Size

@@ -63,7 +63,7 @@ void CountEverything(Metrics& metrics) {
   model.CountRejection(ModelMetrics::Rejection::kPredictedLate, 2);
   model.AddQueue(5, 256);
   model.ObserveAnswer(2, 10, 0.75);
-  model.SetPredictedWait(absl::Milliseconds(120));
+  model.SetPredictedWait(3, absl::Milliseconds(120));
   metrics.AddInflight(1);
   metrics.SetModelInfo("fashion", 3, ManifestOf("sha256:ab"), "bf16");
   metrics.SetModelReady("fashion", true);
@@ -112,6 +112,7 @@ TEST(MetricsTest, PromtoolIsContentBeforeAnythingIsCounted) {
 TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
   Metrics metrics;
   metrics.ForModel("fashion").StartVersion(1, 100);
+  metrics.ForModel("fashion").StartClasses(100);
   for (
       const char* series : {
           R"(pyramid_serving_requests_total{code="OK",model="fashion",version="1"})",
@@ -131,6 +132,8 @@ TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
           R"(pyramid_serving_model_load_failures_total{model="fashion"})",
           R"(pyramid_serving_model_ready{model="fashion"})",
           R"(pyramid_serving_confidence_ratio_count{model="fashion"})",
+          R"(pyramid_serving_predictions_total{class="0",model="fashion"})",
+          R"(pyramid_serving_predictions_total{class="99",model="fashion"})",
           R"(pyramid_http_requests_total{kind="health",status="200"})",
           R"(grpc_server_started_total{grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})",
           R"(grpc_server_msg_received_total{grpc_method="Classify",grpc_service="pyramid.v1.ClassificationService",grpc_type="unary"})",
@@ -148,6 +151,23 @@ TEST(MetricsTest, KnownLabelCombinationsStartAtZero) {
     EXPECT_EQ(Sample(metrics, series), 0) << series;
   }
   EXPECT_THAT(MetricsText(metrics), HasSubstr("pyramid_build_info{version=\""));
+}
+
+TEST(MetricsTest, ThePredictedWaitIsTheLongestOfTheLoadedVersions) {
+  Metrics metrics;
+  ModelMetrics& model = metrics.ForModel("fashion");
+  const auto shown = [&] {
+    return Sample(metrics, R"(pyramid_serving_predicted_wait_seconds{model="fashion"})");
+  };
+  model.StartVersion(3, 100);
+  model.StartVersion(4, 100);
+  model.SetPredictedWait(3, absl::Milliseconds(120));
+  model.SetPredictedWait(4, absl::Milliseconds(20));
+  EXPECT_NEAR(shown(), 0.12, 1e-9);
+  model.SetPredictedWait(3, absl::ZeroDuration());
+  EXPECT_NEAR(shown(), 0.02, 1e-9);
+  model.DropVersion(4, 100);
+  EXPECT_EQ(shown(), 0);
 }
 
 TEST(MetricsTest, EachCallCountsWhereItsNameSays) {
@@ -210,6 +230,7 @@ TEST(MetricsTest, EachCallCountsWhereItsNameSays) {
 
 TEST(MetricsTest, ManyClassesHaveNoSeriesEach) {
   Metrics metrics;
+  metrics.ForModel("imagenet").StartClasses(1000);
   metrics.ForModel("imagenet").ObserveAnswer(7, 1000, 0.5);
   EXPECT_FALSE(absl::StrContains(MetricsText(metrics), R"(class="7")"));
   EXPECT_EQ(Sample(metrics, R"(pyramid_serving_confidence_ratio_count{model="imagenet"})"), 1);

@@ -160,6 +160,8 @@ const Bad kBad[] = {
        SetShape(r, {1, 32, 32});
      },
      "has 3 dimensions"},
+    {"ManyDimensions", [](Request& r) { SetShape(r, std::vector<int64_t>(5000, kHuge)); },
+     "9223372036854775807,9223372036854775807,…] has 5000 dimensions"},
     {"NegativeDimension",
      [](Request& r) {
        SetShape(r, {2, 1, -32, -32});
@@ -245,6 +247,19 @@ const Bad kBad[] = {
        SetShape(r, {3, 1});
      },
      "there are 2 elements of data; shape [3,1] of BYTES is 3"},
+    {"BytesTooMany",
+     [](Request& r) {
+       r = FilesRequest({"one", "two", "three"});
+       SetShape(r, {2, 1});
+     },
+     "there are more than 2 elements of data; shape [2,1] of BYTES is 2"},
+    {"BytesTooManyTyped",
+     [](Request& r) {
+       r = FilesRequest({"one"});
+       r.clear_raw_input_contents();
+       for (int i = 0; i < 3; ++i) r.mutable_inputs(0)->mutable_contents()->add_bytes_contents("x");
+     },
+     "there are more than 1 elements of data; shape [1,1]"},
     {"BytesShape",
      [](Request& r) {
        r = FilesRequest({"one", "two"});
@@ -307,6 +322,22 @@ const Bad kBad[] = {
 
 INSTANTIATE_TEST_SUITE_P(Rows, BadInferTest, ::testing::ValuesIn(kBad),
                          [](const auto& row) { return std::string(row.param.row); });
+
+TEST(PlanInferTest, ATextIsBoundedWhateverTheShape) {
+  Request request = TensorRequest(2);
+  SetShape(request, std::vector<int64_t>(5000, kHuge));
+  EXPECT_LT(Plan(request).message().size(), 1000u);
+}
+
+// 64 MiB of zeros are 16 million elements without a byte.
+TEST(SplitBytesElementsTest, StopsBehindOneMoreThanIsWanted) {
+  const std::string zeros(64 << 20, '\0');
+  ASSERT_OK_AND_ASSIGN(const auto elements, SplitBytesElements(zeros, 2));
+  EXPECT_EQ(elements.size(), 3u);
+  ASSERT_OK_AND_ASSIGN(const auto all,
+                       SplitBytesElements(absl::string_view(zeros).substr(0, 8), 2));
+  EXPECT_EQ(all.size(), 2u);
+}
 
 v1::ClassifyResponse Classified() {
   v1::ClassifyResponse classified;

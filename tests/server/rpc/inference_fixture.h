@@ -38,7 +38,7 @@ inline std::vector<float> FloatsOf(const std::string& raw) {
 }
 inline std::vector<std::string> TextsOf(const std::string& raw) {
   std::vector<std::string> texts;
-  const auto elements = SplitBytesElements(raw);
+  const auto elements = SplitBytesElements(raw, raw.size());
   EXPECT_OK(elements.status());
   if (elements.ok()) {
     for (const absl::string_view element : *elements) texts.emplace_back(element);

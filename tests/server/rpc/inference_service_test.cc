@@ -117,6 +117,15 @@ TEST_F(InferenceServiceTest, RefusalsHaveTheirCodes) {
   EXPECT_EQ(Call(TensorRequest(1)).status.error_code(), grpc::StatusCode::INTERNAL);
 }
 
+// Beyond 8 KiB of trailing metadata a client sees RESOURCE_EXHAUSTED, and would come again.
+TEST_F(InferenceServiceTest, AShapeOfManyDimensionsIsInvalid) {
+  inference::ModelInferRequest request = TensorRequest(1);
+  request.mutable_inputs(0)->mutable_shape()->Resize(5000, 1'000'000);
+  const Reply reply = Call(request);
+  EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(reply.status.error_message(), HasSubstr("has 5000 dimensions"));
+}
+
 TEST_F(InferenceServiceTest, LargeTensorsGoWhereTheyBelong) {
   inference::ModelInferRequest request = TensorRequest(1);
   request.mutable_inputs(0)->clear_shape();

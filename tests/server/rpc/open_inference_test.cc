@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <limits>
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "proto/base/file.h"
 #include "server/serving/pushback.h"
 #include "tests/server/rpc/inference_fixture.h"
 
@@ -69,6 +71,15 @@ TEST_F(OpenInferenceTest, FloatsAndFilesGetTheSameAnswer) {
   EXPECT_EQ(of_tensors.id(), "r-7");
   EXPECT_EQ(of_files.id(), "") << "none is invented";
   EXPECT_EQ(of_files.model_version(), "1");
+}
+
+TEST_F(OpenInferenceTest, AnAnswerThatOverflowsNamesTheInput) {
+  v1::Manifest manifest = testing::FakeManifest();
+  manifest.mutable_preprocessing()->set_std(0, 1e-39F);
+  ASSERT_OK(testing::WriteFakeCheckpoint(folder_ / "tiny", 0, manifest).status());
+  ASSERT_OK(registry_->Promote(folder_ / "tiny", "fashion", "").status());
+  EXPECT_THAT(Infer(FilesRequest({GreyPng(kSide, 0), GreyPng(kSide, 255)})),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("input image[1]: the network's")));
 }
 
 TEST_F(OpenInferenceTest, ClassesHaveLabelsAndTheirProbability) {
@@ -164,6 +175,8 @@ TEST_F(OpenInferenceTest, WhatIsInvalidIsCounted) {
 }
 
 TEST_F(OpenInferenceTest, TheBestClassesOfAnswersAreCounted) {
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_predictions_total{class="0",model="fashion"})"), 0);
+  EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_predictions_total{class="2",model="fashion"})"), 0);
   ASSERT_OK(Infer(TensorRequest(2)).status());
   EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_predictions_total{class="0",model="fashion"})"), 2);
   EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_confidence_ratio_count{model="fashion"})"), 2);
@@ -353,6 +366,103 @@ TEST_F(OpenInferenceTest, DescriptionsHaveTheCodesOfRequests) {
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("nosuch")));
   EXPECT_THAT(protocol_->ModelStatistics("", "1"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("name is empty")));
+
+  // A version that is damaged, by number and by an alias.
+  Promote("fashion", 1);
+  inference::ModelInferRequest request = TensorRequest(1);
+  request.set_model_version("1");
+  ASSERT_OK(WriteFileAtomically(folder_ / "models/fashion/1/weights.safetensors", "damaged"));
+  const auto unavailable = [](absl::string_view text) {
+    return StatusIs(absl::StatusCode::kUnavailable, HasSubstr(std::string(text)));
+  };
+  EXPECT_THAT(Infer(request), unavailable("version 1"));  // which sees it
+  for (const auto& [name, version] : {std::pair("fashion", "1"), std::pair("fashion:1", "")}) {
+    EXPECT_THAT(protocol_->ModelMetadata(name, version), unavailable("version 1 of fashion"));
+    EXPECT_THAT(protocol_->ModelConfig(name, version), unavailable("version 1 of fashion"));
+    EXPECT_THAT(protocol_->ModelStatistics(name, version), unavailable("version 1 of fashion"));
+    EXPECT_FALSE(protocol_->ModelReady(name, version));
+  }
+}
+
+TEST_F(OpenInferenceTest, AModelWithoutAUsableVersionIsUnavailableHoweverItIsAskedFor) {
+  std::ofstream(folder_ / "models/fashion/1" / std::string(kManifestFile)) << "garbage";
+  protocol_ = nullptr;
+  pipeline_ = nullptr;
+  registry_ = nullptr;
+  ModelRegistry::Options options;
+  options.folder = folder_ / "models";
+  registry_ = std::make_unique<ModelRegistry>(
+      options, testing::FakeLoader(network_),
+      [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
+        return SelfTestResult{};
+      },
+      metrics_);
+  ASSERT_OK(registry_->Start());
+  pipeline_ = std::make_unique<ClassifyPipeline>(ClassifyPipeline::Options{}, *registry_, metrics_);
+  protocol_ = std::make_unique<OpenInference>(OpenInference::Options{}, *pipeline_, *registry_);
+  for (const char* version : {"", "1"}) {
+    inference::ModelInferRequest request = TensorRequest(1);
+    request.set_model_version(version);
+    EXPECT_THAT(Infer(request), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("fashion")));
+    EXPECT_THAT(protocol_->ModelMetadata("fashion", version),
+                StatusIs(absl::StatusCode::kUnavailable, HasSubstr("fashion")));
+    EXPECT_THAT(protocol_->ModelStatistics("fashion", version),
+                StatusIs(absl::StatusCode::kUnavailable, HasSubstr("fashion")));
+  }
+  ASSERT_OK_AND_ASSIGN(const auto index, protocol_->RepositoryIndex({}));
+  ASSERT_EQ(index.models_size(), 1);
+  EXPECT_EQ(index.models(0).state(), "UNAVAILABLE");
+}
+
+// The rule is ModelInfer's.
+TEST_F(OpenInferenceTest, AVersionMayStandInTheNameInEveryCallAboutAModel) {
+  Promote("fashion", 1);
+  ASSERT_OK(registry_->SetAlias("fashion", "canary", 1, "").status());
+  for (const char* name : {"fashion@canary", "fashion:1", "fashion@canary:files"}) {
+    inference::ModelInferRequest request = TensorRequest(1);
+    request.set_model_name(name);
+    ASSERT_OK_AND_ASSIGN(const auto answer, Infer(request));
+    EXPECT_EQ(answer.model_version(), "1") << name;
+    ASSERT_OK_AND_ASSIGN(const auto metadata, protocol_->ModelMetadata(name, ""));
+    EXPECT_EQ(metadata.name(), name);
+    EXPECT_EQ(metadata.properties().at("digest"), answer.parameters().at("digest").string_param());
+    ASSERT_OK_AND_ASSIGN(const auto config, protocol_->ModelConfig(name, ""));
+    EXPECT_EQ(config.config().name(), name);
+    EXPECT_EQ(config.config().parameters().at("digest").string_value(),
+              metadata.properties().at("digest"));
+    ASSERT_OK_AND_ASSIGN(const auto statistics, protocol_->ModelStatistics(name, ""));
+    ASSERT_EQ(statistics.model_stats_size(), 1);
+    EXPECT_EQ(statistics.model_stats(0).name(), name);
+    EXPECT_EQ(statistics.model_stats(0).version(), "1");
+    EXPECT_TRUE(protocol_->ModelReady(name, ""));
+  }
+  struct Case {
+    const char* name;
+    const char* version;
+    absl::StatusCode code;
+  };
+  for (const auto& [name, version, code] : {
+           Case{"fashion@canary", "2", absl::StatusCode::kInvalidArgument},
+           Case{"fashion@canary", "1", absl::StatusCode::kInvalidArgument},
+           Case{"fashion:1", "2", absl::StatusCode::kInvalidArgument},
+           Case{"fashion:1", "1", absl::StatusCode::kOk},
+           Case{"fashion:x", "", absl::StatusCode::kInvalidArgument},
+           Case{"fashion@", "", absl::StatusCode::kInvalidArgument},
+           Case{"fashion@canary", "stable", absl::StatusCode::kNotFound},
+           Case{"fashion@nosuch", "", absl::StatusCode::kNotFound},
+           Case{"fashion:9", "", absl::StatusCode::kNotFound},
+           Case{"nosuch@canary", "", absl::StatusCode::kNotFound},
+       }) {
+    SCOPED_TRACE(absl::StrCat(name, " ", version));
+    inference::ModelInferRequest request = TensorRequest(1);
+    request.set_model_name(name);
+    request.set_model_version(version);
+    EXPECT_EQ(Infer(request).status().code(), code);
+    EXPECT_EQ(protocol_->ModelMetadata(name, version).status().code(), code);
+    EXPECT_EQ(protocol_->ModelConfig(name, version).status().code(), code);
+    EXPECT_EQ(protocol_->ModelStatistics(name, version).status().code(), code);
+    EXPECT_EQ(protocol_->ModelReady(name, version), code == absl::StatusCode::kOk);
+  }
 }
 
 TEST_F(OpenInferenceTest, ServerMetadataNamesOnlyWhatWorks) {
@@ -448,6 +558,19 @@ TEST_F(OpenInferenceTest, StatisticsOfAllModelsAndVersions) {
   EXPECT_THAT(names, UnorderedElementsAre("bags:1", "fashion:1", "fashion:2"));
 }
 
+TEST_F(OpenInferenceTest, StatisticsOfAModelNeedNoStableVersion) {
+  const auto checkpoint = folder_ / "bags";
+  ASSERT_OK(testing::WriteFakeCheckpoint(checkpoint, 7));
+  ASSERT_OK(registry_->Promote(checkpoint, "bags", {.alias = "canary"}).status());
+  ASSERT_OK_AND_ASSIGN(const auto response, protocol_->ModelStatistics("bags", ""));
+  ASSERT_EQ(response.model_stats_size(), 1);
+  EXPECT_EQ(response.model_stats(0).name(), "bags");
+  EXPECT_EQ(response.model_stats(0).version(), "1");
+  ASSERT_OK(registry_->RemoveAlias("bags", "canary", "").status());
+  EXPECT_THAT(protocol_->ModelStatistics("bags", ""),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("isn't loaded")));
+}
+
 TEST_F(OpenInferenceTest, UnloadAndLoadTakeAModelOutOfServiceAndBack) {
   inference::RepositoryModelUnloadRequest unload;
   unload.set_model_name("fashion");
@@ -499,6 +622,10 @@ TEST_F(OpenInferenceTest, RepositoryRequestsAreChecked) {
   load.set_repository_name("fashion");  // what a KServe client's model_name becomes
   EXPECT_THAT(protocol_->Load(load, ""),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("KServe's")));
+  load.set_repository_name(std::string(5000, '\n'));
+  const absl::Status endless = protocol_->Load(load, "");
+  EXPECT_THAT(endless, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"\\n\\n")));
+  EXPECT_LT(endless.message().size(), 500u);
   load.set_model_name("fashion");
   EXPECT_THAT(protocol_->Load(load, ""),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("one repository")));

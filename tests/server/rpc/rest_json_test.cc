@@ -116,6 +116,11 @@ TEST(ParseInferBodyTest, CountsAndDepthAreBounded) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("16 dimensions")));
   EXPECT_THAT(Parse(absl::StrCat(R"({"inputs":[{"data":[)", repeat(R"("")", 70'000), "]}]}")),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("65536 texts")));
+  const std::string half = absl::StrCat(R"({"data":[)", repeat(R"("")", 32'768), "]}");
+  EXPECT_OK(Parse(absl::StrCat(R"({"inputs":[)", half, ",", half, "]}")));
+  EXPECT_THAT(Parse(absl::StrCat(R"({"inputs":[)", half, ",", half, R"(,{"data":[""]}]})")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("65536 texts")))
+      << "of all inputs";
   std::string parameters;
   for (int i = 0; i < 100; ++i) {
     absl::StrAppend(&parameters, i > 0 ? "," : "", "\"p", i, "\":1");

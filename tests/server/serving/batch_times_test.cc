@@ -135,6 +135,18 @@ TEST(BatchTimesTest, NeitherPartOfTheLineIsNegative) {
   EXPECT_GT(steep.For(kPixels).per_picture, 0);
 }
 
+TEST(BatchTimesTest, EachPictureSizeKnowsWhenItWasMeasuredOrTriedLast) {
+  BatchTimes times;
+  EXPECT_EQ(times.newest(kPixels), absl::InfinitePast());
+  times.Observe(kPixels, 1, absl::Milliseconds(5), kStart);
+  EXPECT_EQ(times.newest(kPixels), kStart);
+  EXPECT_EQ(times.newest(4 * kPixels), absl::InfinitePast());
+  times.Try(4 * kPixels, kStart + absl::Seconds(1));
+  EXPECT_EQ(times.newest(4 * kPixels), kStart + absl::Seconds(1));
+  EXPECT_EQ(times.newest(kPixels), kStart);
+  EXPECT_NEAR(Ms(times.For(4 * kPixels).Of(1)), 5, 1e-6) << "trying teaches nothing yet";
+}
+
 TEST(BatchTimesTest, AClockThatStandsStillTeachesNothing) {
   BatchTimes times;
   times.Observe(kPixels, 4, absl::ZeroDuration(), kStart);

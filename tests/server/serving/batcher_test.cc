@@ -363,6 +363,36 @@ TEST_F(BatcherTest, TellsTheWaitItPredicts) {
   EXPECT_EQ(Sample(metrics_, R"(pyramid_serving_predicted_wait_seconds{model="m"})"), 0);
 }
 
+TEST_F(BatcherTest, WhoeverLeavesTheQueueWaitsNoLonger) {
+  Make({.max_batch = 1});
+  TeachFiftyMilliseconds();
+  Occupy();
+  const auto predicted = [&] {
+    return Sample(metrics_, R"(pyramid_serving_predicted_wait_seconds{model="m"})");
+  };
+  ASSERT_OK_AND_ASSIGN(Batcher::Room room, Admit(2));
+  EXPECT_NEAR(predicted(), 0.15, 1e-9);
+  room = Batcher::Room();
+  EXPECT_NEAR(predicted(), 0.05, 1e-9);
+  Submit(Picture(1), clock_.Now() + absl::Milliseconds(200));
+  clock_.Advance(absl::Milliseconds(201));
+  network_.Open();
+  ASSERT_TRUE(AwaitAnswers(2));
+  EXPECT_THAT(codes(), ElementsAre(kOk, absl::StatusCode::kDeadlineExceeded));
+  EXPECT_EQ(predicted(), 0);
+}
+
+TEST_F(BatcherTest, ABatchDoesNotWaitForOneThatWillNotCome) {
+  Make({.decoded_here = true});
+  TeachFiftyMilliseconds();
+  ASSERT_OK_AND_ASSIGN(Batcher::Room room, Admit(1));
+  Submit(Picture(1));
+  ASSERT_TRUE(clock_.AwaitWaiting(1));
+  EXPECT_THAT(network_.batches(), ElementsAre());
+  room = Batcher::Room();        // it couldn't be decoded
+  ASSERT_TRUE(AwaitAnswers(1));  // though the clock stands still
+}
+
 TEST_F(BatcherTest, ModelsTakeTurnsOnADevice) {
   const auto device = std::make_shared<DeviceTurns>(1);
   FakeNetwork other_network;
@@ -413,6 +443,24 @@ TEST_F(BatcherTest, DrainDoesNotWaitForRoomThatWasGivenBack) {
   drain.join();
 }
 
+// One batch thread waits for its turn, the other one for news.
+TEST_F(BatcherTest, DrainEndsAllBatchThreadsThoughOneTookTheLastPicture) {
+  const auto device = std::make_shared<DeviceTurns>(2);
+  Make({.device = device});
+  const int other = device->Join();
+  DeviceTurns::Turn first = device->Take(other);
+  DeviceTurns::Turn second = device->Take(other);
+  Submit(Picture(1));
+  std::thread drain([&] { batcher_->Drain(); });
+  while (Admit(1).ok()) absl::SleepFor(absl::Milliseconds(1));
+  absl::SleepFor(absl::Milliseconds(50));  // both have heard of it
+  first.GiveBack(absl::ZeroDuration());
+  second.GiveBack(absl::ZeroDuration());
+  drain.join();
+  EXPECT_THAT(codes(), ElementsAre(kOk));
+  device->Leave(other);
+}
+
 // No more threads compute than were given, however many passes run.
 TEST_F(BatcherTest, PassesSideBySideShareTheThreads) {
   constexpr int kThreads = 4;
@@ -423,6 +471,11 @@ TEST_F(BatcherTest, PassesSideBySideShareTheThreads) {
     threads.push_back(ThreadLimit::Of(64));
   });
   Occupy();
+  {  // its pass has begun to be counted
+    absl::MutexLock lock(&mutex_);
+    const auto seen = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return !threads.empty(); };
+    ASSERT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&seen), absl::Seconds(10)));
+  }
   Submit(Picture(1));
   ASSERT_TRUE(network_.AwaitBatches(2));
   Submit(Picture(2));

@@ -3,11 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -418,6 +421,47 @@ TEST_F(ClassifyTest, WhatWouldBeLateIsRefusedWithPushbackBeforeDecoding) {
   EXPECT_OK(Classify(Request({GreyPng(32, 1)}), clock_.Now() + absl::Milliseconds(60)));
 }
 
+TEST_F(ClassifyTest, EachPictureFoundLateBeforeItsDecodingIsCounted) {
+  Make({.decode_threads = 1});
+  network_.OnForward([this] { clock_.Advance(absl::Milliseconds(50)); });
+  ASSERT_OK(Classify(Request({GreyPng(32, 1)})));
+  // The only decode thread answers a request, and is held up there.
+  absl::Notification held, go_on;
+  const v1::ClassifyRequest bad = Request({"text"});
+  pipeline_->Classify(bad, absl::InfiniteFuture(), nullptr, [&](auto) {
+    held.Notify();
+    go_on.WaitForNotification();
+  });
+  held.WaitForNotification();
+  auto late =
+      Send(Request(std::vector<std::string>(8, GreyPng(32, 1))), clock_.Now() + absl::Seconds(1));
+  clock_.Advance(absl::Milliseconds(960));
+  go_on.Notify();
+  late->answered.WaitForNotification();
+  EXPECT_THAT(late->result,
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("after the deadline")));
+  EXPECT_EQ(Rejected("predicted_late"), 8);
+  EXPECT_EQ(network_.pictures(), 1);
+}
+
+TEST_F(ClassifyTest, LargeFilesAreExpectedFromTheThreadsTheyMayHave) {
+  const std::string file = testing::Png(8000, 5000, 8, 0, std::string(size_t{8001} * 5000, '\0'),
+                                        false, testing::Chunk("tEXt", std::string(2 << 20, 'x')));
+  Make({.decode_threads = 2});
+  network_.OnForward([this] { clock_.Advance(absl::Milliseconds(50)); });
+  auto first = Send(Request({file}));
+  while (!first->answered.HasBeenNotified()) {
+    clock_.Advance(absl::Milliseconds(100));
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  ASSERT_OK(first->result);
+  const absl::Duration each = FromProto(first->result->timings().decode());
+  ASSERT_GT(each, absl::ZeroDuration());
+  // Two of them are decoded one after the other: the other thread is for smaller ones.
+  EXPECT_TRUE(IsPredictedLate(Classify(Request({file, file}), clock_.Now() + 2 * each).status()));
+  EXPECT_EQ(Rejected("predicted_late"), 2);
+}
+
 TEST_F(ClassifyTest, AnAnswerThatCameAfterTheDeadlineIsNone) {
   network_.OnForward([this] { clock_.Advance(absl::Seconds(2)); });
   EXPECT_THAT(Classify(Request({GreyPng(32, 1)}), clock_.Now() + absl::Seconds(1)),
@@ -532,6 +576,16 @@ TEST_F(ClassifyTest, ALargeRequestIsCutIntoFullBatches) {
   EXPECT_EQ(network_.batches()[0], 4);
 }
 
+TEST_F(ClassifyTest, ANumberThatOverflowsFailsTheRequestNamingThePicture) {
+  v1::Manifest manifest = testing::FakeManifest();
+  manifest.mutable_preprocessing()->set_std(0, 1e-39F);
+  Promote(0, manifest);
+  EXPECT_OK(Classify(Request({GreyPng(32, 0)})));
+  EXPECT_THAT(Classify(Request({GreyPng(32, 0), GreyPng(32, 255)})),
+              StatusIs(absl::StatusCode::kInternal,
+                       HasSubstr("pictures[1]: the network's logit of class 0 isn't finite")));
+}
+
 TEST_F(ClassifyTest, ANetworkErrorFailsTheRequest) {
   network_.Fail(absl::InternalError("the network failed"));
   EXPECT_THAT(Classify(Request({GreyPng(32, 1)})),
@@ -549,6 +603,64 @@ TEST_F(ClassifyTest, DrainingAnswersWhatIsInProgressAndRefusesMore) {
   EXPECT_TRUE(pipeline_->Drain(absl::InfiniteFuture()));
   EXPECT_OK(first->result);
   EXPECT_EQ(Sample(*metrics_, "pyramid_serving_inflight_requests"), 0);
+}
+
+class DoorOfClassifyTest : public ClassifyTest {
+ protected:
+  // The last 32 requests were alike, and the next one of their kind finds stable's queue full.
+  void SetUp() override {
+    Make({}, {.max_queue = 4});
+    for (int i = 0; i < 32; ++i) ASSERT_OK(Classify(Request({GreyPng(32, 1)})));
+    stable_ = registry_->Get("fashion", 1).value();
+    room_ = stable_->batcher().Admit({.pictures = 4, .height = 32, .width = 32}).value();
+  }
+  void TearDown() override {
+    room_ = Batcher::Room();
+    stable_ = nullptr;
+    ClassifyTest::TearDown();
+  }
+  // Of 16 that come at once.
+  int RefusedAtTheDoor(absl::Time deadline = absl::InfiniteFuture()) {
+    int refused = 0;
+    for (int i = 0; i < 16; ++i) refused += pipeline_->EnterDoor(deadline).ok() ? 0 : 1;
+    return refused;
+  }
+
+  std::shared_ptr<const ModelVersion> stable_;
+  Batcher::Room room_;
+};
+
+TEST_F(DoorOfClassifyTest, WhatWouldBeRefusedIsRefusedUnreadAndCounted) {
+  EXPECT_THAT(pipeline_->EnterDoor(absl::InfiniteFuture()).status(),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("4 of 4 pictures wait")));
+  EXPECT_EQ(RefusedAtTheDoor(), 15);
+  EXPECT_EQ(Rejected("queue_full"), 16);
+  EXPECT_EQ(Requests("ResourceExhausted"), 16);
+}
+
+TEST_F(DoorOfClassifyTest, WhoHasNoTimeLeftIsToldSo) {
+  EXPECT_EQ(RefusedAtTheDoor(clock_.Now()), 0);
+  EXPECT_THAT(Classify(Request({GreyPng(32, 1)}), clock_.Now()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("deadline")));
+  EXPECT_EQ(Rejected("queue_full"), 0);
+}
+
+TEST_F(DoorOfClassifyTest, DrainingIsNotAFullQueue) {
+  ASSERT_TRUE(pipeline_->Drain(absl::InfiniteFuture()));
+  EXPECT_EQ(RefusedAtTheDoor(), 0);
+  EXPECT_THAT(Classify(Request({GreyPng(32, 1)})),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("shutting down")));
+  EXPECT_EQ(Rejected("queue_full"), 0);
+}
+
+TEST_F(DoorOfClassifyTest, NobodyIsRefusedForStablesQueueWhileAnotherAliasSharesItsTraffic) {
+  const auto folder = folder_ / "canary";
+  ASSERT_OK(testing::WriteFakeCheckpoint(folder, 7));
+  ASSERT_OK(registry_->Promote(folder, "fashion", {.alias = "canary", .traffic_percent = 50}));
+  EXPECT_EQ(RefusedAtTheDoor(), 0);
+  EXPECT_EQ(Rejected("queue_full"), 0);
+  ASSERT_OK(registry_->SetTraffic("fashion", "canary", 0, ""));
+  EXPECT_GT(RefusedAtTheDoor(), 0);
 }
 
 TEST_F(ClassifyTest, TimingsAndHistogramsSayWhereTheTimeWent) {
@@ -678,6 +790,30 @@ TEST(RankTest, OrdersByLogitThenIndexWithProbabilitiesThatSumToOne) {
   EXPECT_NEAR(sum, 1, 1e-6);
 }
 
+// As plainly as it can be written, in double.
+TEST(RankTest, IsAsExactAsDoublesAndTakesTheBestOfMany) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> logit(0, 4);
+  std::vector<float> logits(1000);
+  for (float& one : logits) one = std::round(8 * logit(random)) / 8;  // some are equal
+  std::vector<int> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+  });
+  double sum = 0;
+  for (const float one : logits) sum += std::exp(double{one});
+  for (const int top_k : {1, 5, 999, 1000, 2000}) {
+    ASSERT_OK_AND_ASSIGN(const auto ranked, Rank(logits, {}, top_k));
+    ASSERT_EQ(ranked.size(), static_cast<size_t>(std::min(top_k, 1000)));
+    for (size_t i = 0; i < ranked.size(); ++i) {
+      ASSERT_EQ(ranked[i].index(), order[i]) << i << " of " << top_k;
+      const double expected = std::exp(double{logits[static_cast<size_t>(order[i])]}) / sum;
+      ASSERT_NEAR(ranked[i].probability(), expected, 1e-7 + 1e-6 * expected);
+    }
+  }
+}
+
 TEST(RankTest, HugeLogitsDontOverflow) {
   const std::vector<float> logits{3e38f, -3e38f};
   ASSERT_OK_AND_ASSIGN(const auto ranked, Rank(logits, {}, 1));
@@ -685,8 +821,12 @@ TEST(RankTest, HugeLogitsDontOverflow) {
 }
 
 TEST(RankTest, ALogitThatIsntFiniteIsInternal) {
-  const std::vector<float> logits{0, std::numeric_limits<float>::infinity()};
-  EXPECT_THAT(Rank(logits, {}, 1), StatusIs(absl::StatusCode::kInternal, HasSubstr("class 1")));
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+        std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN()}) {
+    const std::vector<float> logits{0, bad, bad};
+    EXPECT_THAT(Rank(logits, {}, 1), StatusIs(absl::StatusCode::kInternal, HasSubstr("class 1")));
+  }
 }
 
 }  // namespace

@@ -231,11 +231,22 @@ TEST_F(ModelChangesTest, ACanaryAnswersOnlyThoseWhoNameIt) {
 
 TEST_F(ModelChangesTest, ACanaryAloneIsNotInService) {
   ASSERT_EQ(Promote(1, {.alias = "canary"}), 1);
+  EXPECT_FALSE(registry_->Readiness().at("fashion"));
+  EXPECT_TRUE(registry_->Answers()) << "nothing has failed";
   EXPECT_THAT(registry_->Find("fashion", 0),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("no stable version")));
   EXPECT_EQ(VersionFor("fashion@canary"), 1);
   EXPECT_THAT(registry_->SetTraffic("fashion", "canary", 10, ""),
               StatusIs(kRefused, HasSubstr("no stable version")));
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(registry_->Answers());
+    Restart();
+  }
+  ASSERT_OK(registry_->RemoveAlias("fashion", "canary", ""));
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(registry_->Answers()) << "no alias names a version that should answer";
+    Restart();
+  }
 }
 
 TEST_F(ModelChangesTest, TrafficIsSharedByKeyAndTheSameKeyGoesTheSameWay) {
@@ -440,12 +451,73 @@ TEST_F(ModelChangesTest, RequestsInProgressAreAnsweredThoughTheModelIsUnloaded) 
   EXPECT_EQ(Bias(*held), 1);
 }
 
-TEST_F(ModelChangesTest, APromotionBringsAnUnloadedModelBack) {
+// A balancer that goes by readiness sends nothing that could load the rest.
+TEST_F(ModelChangesTest, APartBringsAnUnloadedModelBackAsAWhole) {
   ASSERT_EQ(Promote(1), 1);
+  ASSERT_EQ(Promote(2), 2);
+  ASSERT_EQ(Promote(3, {.alias = "canary", .traffic_percent = 100.0}), 3);
+  const auto unload = [&] {
+    ASSERT_OK(registry_->Unload("fashion", ""));
+    EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="fashion"})"), 0);
+    loads_.clear();
+  };
+  const auto is_back = [&](int64_t stable, int64_t canary) {
+    EXPECT_TRUE(registry_->Answers());
+    EXPECT_TRUE(registry_->Readiness().at("fashion"));
+    EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="fashion"})"), 1);
+    EXPECT_THAT(testing::MetricsText(*metrics_), HasSubstr("pyramid_serving_model_info{"));
+    loads_.clear();
+    EXPECT_EQ(VersionFor("fashion@stable"), stable);
+    EXPECT_EQ(VersionFor("fashion@canary"), canary);
+    EXPECT_EQ(VersionFor("fashion", "k"), canary) << "has its share at once";
+    EXPECT_THAT(loads_, IsEmpty()) << "nothing is left for a request to load";
+  };
+  unload();
+  ASSERT_OK(registry_->SetAlias("fashion", "canary", 3, ""));
+  is_back(2, 3);
+  unload();
+  ASSERT_EQ(Promote(4, {.alias = "canary"}), 4);
+  is_back(2, 4);
+  unload();
+  ASSERT_OK(registry_->Rollback("fashion", ""));
+  is_back(1, 4);
+  unload();
+  ASSERT_OK(registry_->SetAlias("fashion", "stable", 2, ""));
+  EXPECT_THAT(loads_, ElementsAre("2 fp32", "4 fp32"));
+  is_back(2, 4);
+  unload();
+  ASSERT_EQ(Promote(5), 5);
+  is_back(5, 4);
+}
+
+TEST_F(ModelChangesTest, APartDoesntBringBackAModelWhoseOtherPartCantBeLoaded) {
+  ASSERT_EQ(Promote(1), 1);
+  ASSERT_EQ(Promote(2), 2);
+  ASSERT_EQ(Promote(3, {.alias = "canary"}), 3);
   ASSERT_OK(registry_->Unload("fashion", ""));
-  ASSERT_EQ(Promote(2, {.alias = "canary"}), 2);
-  EXPECT_EQ(VersionFor("fashion@canary"), 2);
-  EXPECT_EQ(VersionFor("fashion"), 1);  // loaded by the request
+  Damage(VersionFolder("fashion", 2) / std::string(kWeightsFile));
+  Damage(VersionFolder("fashion", 3) / std::string(kWeightsFile));
+  EXPECT_THAT(registry_->SetAlias("fashion", "stable", 1, ""),
+              StatusIs(absl::StatusCode::kDataLoss,
+                       AllOf(HasSubstr("fashion is unloaded and comes back with all its aliases; "
+                                       "let canary name another version than 3, or remove it: "),
+                             HasSubstr("weights"))));
+  EXPECT_THAT(
+      registry_->Promote(Checkpoint(4), "fashion", {.alias = "canary"}),
+      StatusIs(absl::StatusCode::kDataLoss, HasSubstr("let stable name another version than 2: ")));
+  EXPECT_FALSE(fs::exists(VersionFolder("fashion", 4)));
+  EXPECT_TRUE(registry_->StateOf("fashion")->unloaded());
+  Restart();
+  fs::remove(VersionFolder("fashion", 3) / std::string(kManifestFile));
+  Restart();
+  EXPECT_THAT(registry_->Rollback("fashion", ""),
+              StatusIs(absl::StatusCode::kDataLoss,
+                       AllOf(HasSubstr("let canary name another version than 3"),
+                             HasSubstr("version 3 of fashion can't be used"))));
+  // What the text says is a way out.
+  ASSERT_OK(registry_->RemoveAlias("fashion", "canary", ""));
+  ASSERT_OK(registry_->SetAlias("fashion", "stable", 1, ""));
+  EXPECT_EQ(VersionFor("fashion"), 1);
 }
 
 TEST_F(ModelChangesTest, AliasesTrafficAndHistorySurviveARestart) {
@@ -530,6 +602,21 @@ TEST_F(ModelChangesTest, WhatCantBeRecordedDoesntHappen) {
   EXPECT_FALSE(fs::exists(VersionFolder("fashion", 2)));
 }
 
+TEST_F(ModelChangesTest, ThereIsATimeWithoutChanges) {
+  ASSERT_EQ(Promote(1), 1);
+  ASSERT_EQ(Promote(2), 2);
+  registry_->StopChanges();
+  const auto refused =
+      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("the server is shutting down"));
+  EXPECT_THAT(registry_->Rollback("fashion", "ann"), refused);
+  EXPECT_THAT(registry_->Load("fashion", "ann"), refused);
+  EXPECT_THAT(registry_->Unload("fashion", "ann"), refused);
+  EXPECT_THAT(registry_->SetAlias("fashion", "canary", 1, "ann"), refused);
+  EXPECT_THAT(registry_->Promote(folder_ / "checkpoint", "fashion", ""), refused);
+  EXPECT_EQ(BiasOf("fashion"), 2);
+  EXPECT_EQ(Actions().size(), 2u);
+}
+
 TEST_F(ModelChangesTest, AStateThatCantBeWrittenChangesNothing) {
   ASSERT_EQ(Promote(1), 1);
   ASSERT_EQ(Promote(2), 2);
@@ -537,7 +624,25 @@ TEST_F(ModelChangesTest, AStateThatCantBeWrittenChangesNothing) {
   fs::create_directories(folder_ / "models/fashion/state.json/in the way");
   EXPECT_FALSE(registry_->Rollback("fashion", "ann").ok());
   EXPECT_EQ(BiasOf("fashion"), 2);
-  EXPECT_EQ(Actions().back(), "ann rollback stable 2>1 refused");
+  // The record was there before the state; the refusal takes it back.
+  const std::vector<std::string> actions = Actions();
+  ASSERT_EQ(actions.size(), 4u);
+  EXPECT_EQ(actions[2], "ann rollback stable 2>1");
+  EXPECT_EQ(actions[3], "ann rollback stable 2>1 refused");
+  EXPECT_THAT(Events()[3].error(),
+              AllOf(HasSubstr("nothing has changed"),
+                    HasSubstr("the line of promotions.jsonl before this refusal's is void")));
+}
+
+TEST_F(ModelChangesTest, AFirstPromotionWhoseStateCantBeWrittenIsRecordedAsRefused) {
+  fs::create_directories(folder_ / "models/fashion/state.json/in the way");
+  EXPECT_FALSE(registry_->Promote(Checkpoint(1), "fashion", {.actor = "ann"}).ok());
+  EXPECT_THAT(registry_->StateOf("fashion"), StatusIs(absl::StatusCode::kNotFound, _));
+  ASSERT_OK_AND_ASSIGN(const auto events, ReadModelEvents(folder_ / "models/fashion", 10));
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0].code(), 0);
+  EXPECT_NE(events[1].code(), 0);
+  EXPECT_THAT(events[1].error(), HasSubstr("before this refusal's is void"));
 }
 
 TEST_F(ModelChangesTest, ReloadsRollbacksAndPromotionsUnderLoadMakeNoErrors) {

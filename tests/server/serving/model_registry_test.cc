@@ -118,6 +118,35 @@ TEST_F(ModelRegistryTest, ADamagedCopyIsNotReused) {
   EXPECT_EQ(damaged[0].version, 1);
 }
 
+TEST_F(ModelRegistryTest, ADamagedCopyThatIsLoadedAnswersUntilItIsLetGo) {
+  const fs::path checkpoint = Checkpoint(1);
+  ASSERT_OK(registry_->Promote(checkpoint, "fashion", ""));
+  Damage(VersionFolder("fashion", 1) / std::string(kWeightsFile));
+  ASSERT_OK_AND_ASSIGN(const auto canary,
+                       registry_->Promote(checkpoint, "fashion", {.alias = "canary"}));
+  EXPECT_EQ(canary.version, 2) << "a fresh copy";
+  EXPECT_EQ(BiasOf("fashion"), 1);
+  const auto lines = [&] {
+    std::vector<std::string> all;
+    for (const v1::ModelVersion& version : registry_->List()) {
+      all.push_back(absl::StrCat(version.version(), version.serving() ? " serving" : "",
+                                 version.loaded() ? " loaded" : ""));
+    }
+    for (const auto& damaged : registry_->ListDamaged()) {
+      all.push_back(absl::StrCat(damaged.version, " damaged"));
+    }
+    return all;
+  };
+  EXPECT_THAT(lines(), ElementsAre("1 serving loaded", "2 loaded"));
+  // The good copy is known by its digest from now on.
+  ASSERT_OK_AND_ASSIGN(const auto again, registry_->Promote(checkpoint, "fashion", ""));
+  EXPECT_EQ(again.version, 2);
+  EXPECT_TRUE(again.existed);
+  EXPECT_THAT(lines(), ElementsAre("2 serving loaded", "1 damaged"));
+  EXPECT_THAT(registry_->Get("fashion", 1),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("can't be used")));
+}
+
 TEST_F(ModelRegistryTest, ADtypeIsKeptOverARestart) {
   ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", "bf16"));
   Restart();
@@ -191,6 +220,9 @@ TEST_F(ModelRegistryTest, NamesThatAreNoFolderNamesAreRefused) {
 TEST_F(ModelRegistryTest, AnUnknownDtypeIsRefused) {
   EXPECT_THAT(registry_->Promote(Checkpoint(1), "fashion", "fp8"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("use fp32 or bf16")));
+  const absl::Status endless =
+      registry_->Promote(Checkpoint(1), "fashion", std::string(10'000, '\n')).status();
+  EXPECT_LT(endless.message().size(), 400u);
 }
 
 TEST_F(ModelRegistryTest, NoCheckpointIsNotFound) {
@@ -257,7 +289,9 @@ TEST_F(ModelRegistryTest, AModelWithoutAUsableVersionSaysSo) {
   Restart();
   EXPECT_THAT(
       registry_->Get("fashion", 0),
-      StatusIs(absl::StatusCode::kNotFound, HasSubstr("no version of fashion could be loaded")));
+      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no version of fashion could be loaded")));
+  EXPECT_THAT(registry_->Get("fashion", 7),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("there is none")));
   EXPECT_FALSE(registry_->Answers());
   EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="fashion"})"), 0);
   ASSERT_OK(registry_->Promote(Checkpoint(2), "other", ""));
@@ -265,6 +299,31 @@ TEST_F(ModelRegistryTest, AModelWithoutAUsableVersionSaysSo) {
   EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="other"})"), 1);
   ASSERT_OK(registry_->Unload("other", "").status());
   EXPECT_EQ(Sample(*metrics_, R"(pyramid_serving_model_ready{model="other"})"), 0);
+}
+
+TEST_F(ModelRegistryTest, AModelWhoseEveryManifestIsUnreadableHasFailedAndIsThere) {
+  ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
+  ASSERT_OK(registry_->Promote(Checkpoint(2), "fashion", ""));
+  for (const bool with_state : {true, false}) {
+    for (const int version : {1, 2}) {
+      std::ofstream(VersionFolder("fashion", version) / std::string(kManifestFile)) << "garbage";
+    }
+    if (!with_state) fs::remove(folder_ / "models" / "fashion" / "state.json");
+    Restart();
+    EXPECT_FALSE(registry_->Answers());
+    EXPECT_THAT(registry_->Readiness(), ElementsAre(::testing::Pair("fashion", false)));
+    EXPECT_THAT(registry_->Get("fashion", 0),
+                StatusIs(absl::StatusCode::kUnavailable,
+                         HasSubstr("no version of fashion could be loaded")));
+    EXPECT_THAT(registry_->Get("fashion", 2),
+                StatusIs(absl::StatusCode::kUnavailable, HasSubstr("version 2 of fashion")));
+    EXPECT_EQ(registry_->ListDamaged().size(), 2u);
+  }
+  // The name is as good as before.
+  ASSERT_OK_AND_ASSIGN(const auto next, registry_->Promote(Checkpoint(3), "fashion", ""));
+  EXPECT_EQ(next.version, 3);
+  EXPECT_EQ(BiasOf("fashion"), 3);
+  EXPECT_TRUE(registry_->Answers());
 }
 
 TEST_F(ModelRegistryTest, AServerWithoutModelsOrWithUnloadedOnesIsNoFailedOne) {
@@ -346,6 +405,75 @@ TEST_F(ModelRegistryTest, ADamagedOlderVersionIsDataLossAndThenUnavailable) {
   EXPECT_EQ(damaged[0].name, "fashion");
   EXPECT_EQ(damaged[0].version, 1);
   EXPECT_TRUE(registry_->Answers());
+}
+
+// serving.md 1.5: known and not ready, whatever the reason.
+TEST_F(ModelRegistryTest, AKnownVersionThatCantBeLoadedNowIsUnavailableUntilItCan) {
+  ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
+  ASSERT_OK(registry_->Promote(Checkpoint(2), "fashion", ""));
+  const auto unavailable = [&](const char* why) {
+    EXPECT_THAT(registry_->Get("fashion", 1),
+                StatusIs(absl::StatusCode::kUnavailable,
+                         AllOf(HasSubstr("loading fashion version 1"), HasSubstr(why))));
+    EXPECT_THAT(registry_->ListDamaged(), ::testing::IsEmpty());
+  };
+  const fs::path manifest = VersionFolder("fashion", 1) / std::string(kManifestFile);
+  fs::rename(manifest, folder_ / "aside");
+  unavailable("No such file");
+  fs::rename(folder_ / "aside", manifest);
+
+  v1::Manifest labels = FakeManifest();
+  labels.add_labels("dress");
+  const fs::path good = VersionFolder("fashion", 1);
+  fs::rename(good, folder_ / "good");
+  ASSERT_OK(WriteFakeCheckpoint(good, 1, labels));
+  unavailable("labels has 4 entries");
+  fs::remove_all(good);
+  fs::rename(folder_ / "good", good);
+
+  for (const absl::Status& why :
+       {absl::ResourceExhaustedError("out of memory"), absl::PermissionDeniedError("may not"),
+        absl::InternalError("broken"), absl::FailedPreconditionError("self-test: off by 3")}) {
+    self_test_ = why;
+    unavailable(std::string(why.message()).c_str());
+  }
+  self_test_ = SelfTestResult{};
+  EXPECT_EQ(BiasOf("fashion", 1), 1);
+}
+
+TEST_F(ModelRegistryTest, AListOfWhatThereIsIsBounded) {
+  ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
+  // Only their manifests are read at the start.
+  const fs::path manifest = VersionFolder("fashion", 1) / std::string(kManifestFile);
+  for (int version = 2; version <= 3000; ++version) {
+    fs::create_directories(VersionFolder("fashion", version));
+    fs::copy_file(manifest, VersionFolder("fashion", version) / std::string(kManifestFile));
+  }
+  Restart();
+  for (const absl::Status& unknown :
+       {registry_->Find("fashion", 9999).status(),
+        registry_->SetAlias("fashion", "canary", 9999, "").status()}) {
+    EXPECT_THAT(unknown, StatusIs(absl::StatusCode::kNotFound,
+                                  AllOf(HasSubstr("there is 2981, 2982, "),
+                                        HasSubstr(", 2999, 3000 and 2980 older"))));
+    EXPECT_LT(unknown.message().size(), 2000u);
+  }
+}
+
+TEST_F(ModelRegistryTest, AListOfModelsIsBounded) {
+  ASSERT_OK(registry_->Promote(Checkpoint(1), "fashion", ""));
+  ASSERT_OK(registry_->Unload("fashion", ""));
+  for (int i = 100; i < 400; ++i) {
+    const fs::path other = folder_ / "models" / absl::StrCat(std::string(61, 'a'), i);
+    fs::copy(folder_ / "models" / "fashion", other, fs::copy_options::recursive);
+  }
+  Restart();
+  for (const absl::Status& unknown :
+       {registry_->Find(std::string(5000, '\n'), 0).status(), registry_->Find("", 0).status()}) {
+    EXPECT_THAT(unknown.message(),
+                AllOf(HasSubstr("aaa100, aaaa"), HasSubstr("aaa119 and 281 more")));
+    EXPECT_LT(unknown.message().size(), 2000u);
+  }
 }
 
 TEST_F(ModelRegistryTest, UnknownModelsAndVersionsAreNotFoundAndNameWhatThereIs) {

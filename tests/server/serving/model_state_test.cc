@@ -2,8 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <fstream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -17,9 +20,12 @@ namespace pyramid {
 namespace {
 
 using ::testing::_;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::StartsWith;
 using testing::StatusIs;
 
 v1::ModelEvent Event(const std::string& actor) {
@@ -89,6 +95,43 @@ TEST(ModelStateTest, ALineCutShortDoesntSpoilTheNext) {
   std::ofstream(folder / "promotions.jsonl", std::ios::app) << "{\"actor\":\"bo";
   ASSERT_OK(AppendModelEvent(folder.path(), Event("cem")));
   EXPECT_THAT(Actors(*ReadModelEvents(folder.path(), 10)), ElementsAre("ann", "cem"));
+}
+
+TEST(ModelStateTest, ALineThatCantBeWrittenWholeIsTakenBack) {
+  const testing::TempFolder folder;
+  const auto path = folder / std::string(kEventsFileName);
+  ASSERT_OK(AppendModelEvent(folder.path(), Event("ann")));
+  const auto size = std::filesystem::file_size(path);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit tight = before;
+  tight.rlim_cur = size + 10;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &tight), 0);
+  const absl::Status full = AppendModelEvent(folder.path(), Event("bob"));
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_FALSE(full.ok());
+  EXPECT_EQ(std::filesystem::file_size(path), size);
+}
+
+TEST(ModelStateTest, AListNamesSomeAndCountsTheRest) {
+  EXPECT_EQ(Listed(std::vector<std::string>{}), "none");
+  EXPECT_EQ(Listed(std::vector<std::string>{"a", "b"}), "a, b");
+  EXPECT_THAT(Listed(std::vector<std::string>(25, "a")), HasSubstr("a, a and 5 more"));
+  std::map<int64_t, v1::Manifest> versions;
+  EXPECT_EQ(Listed(versions), "none");
+  for (int i = 1; i <= 20; ++i) versions[i] = {};
+  EXPECT_THAT(Listed(versions), AllOf(StartsWith("1, 2, "), EndsWith(", 20")));
+  versions[21] = {};
+  EXPECT_THAT(Listed(versions), AllOf(StartsWith("2, 3, "), EndsWith(", 21 and 1 older")));
+}
+
+TEST(ModelStateTest, AnAliasThatIsntThereNamesSomeThatAre) {
+  v1::ModelState state;
+  for (int i = 0; i < 300; ++i) MoveAlias(state, absl::StrCat("alias", i), 1);
+  const absl::Status unknown = CheckAlias(state, "canary");
+  EXPECT_THAT(unknown, StatusIs(absl::StatusCode::kNotFound, HasSubstr(" and 280 more")));
 }
 
 TEST(ModelStateTest, AnActorCantForgeALine) {

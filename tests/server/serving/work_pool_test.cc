@@ -60,6 +60,15 @@ TEST(WorkPoolTest, TakesAllTasksOrNone) {
   EXPECT_EQ(done.load(), 4);
 }
 
+TEST(WorkPoolTest, TellsHowManyThreadsASizeMayHave) {
+  WorkPool one("test", 1, 1);
+  EXPECT_EQ(one.threads(WorkPool::Size::kUsual), 1);
+  EXPECT_EQ(one.threads(WorkPool::Size::kLarge), 1);
+  WorkPool four("test", 4, 1);
+  EXPECT_EQ(four.threads(WorkPool::Size::kUsual), 4);
+  EXPECT_EQ(four.threads(WorkPool::Size::kLarge), 3);
+}
+
 TEST(WorkPoolTest, ThreadsStandBackAsFarAsAsked) {
   const auto nice_in = [](int steps) {
     int nice = -100;
