@@ -4,15 +4,19 @@
 #include <pthread.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <functional>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
@@ -20,12 +24,14 @@
 #include "absl/time/time.h"
 #include "proto/base/log.h"
 #include "server/http_connections.h"
+#include "server/http_stream.h"
 #include "server/rpc/rest_json.h"
 #include "server/serving/pushback.h"
 
 namespace pyramid {
 namespace {
 
+constexpr char kEveryPath[] = R"([\s\S]*)";         // a '.' stands for no line break
 constexpr char kLaterType[] = "x-type-of-content";  // never sent
 constexpr int kBacklog = 512;             // the library's 5 makes a burst of connections wait
 constexpr size_t kMaxPath = 1024;         // bytes
@@ -98,12 +104,62 @@ class ConnectionThreads final : public httplib::TaskQueue {
   std::vector<std::thread> threads_;  // by the library's listening thread alone
 };
 
-// The library's server for HTTP or HTTPS.
+// What this thread serves.
+struct Serving {
+  HttpStream* stream = nullptr;
+  HttpGuard::Call call;
+  bool begun = false;  // the call; not before the library has read a request's head
+  bool close = false;  // the connection ends with this answer
+};
+thread_local Serving t_serving;
+
+// The library's server for HTTP or HTTPS, over connections of ours.
 template <typename Base>
 class Listener final : public Base {
  public:
-  using Base::Base;
+  template <typename... Arguments>
+  Listener(HttpConnections& connections, absl::Duration body_time, Arguments&&... arguments)
+      : Base(std::forward<Arguments>(arguments)...),
+        connections_(connections),
+        body_time_(body_time) {}
+
   void Deepen() { ::listen(this->svr_sock_, kBacklog); }
+
+ private:
+  bool process_and_close_socket(socket_t socket) override {
+    SSL_CTX* tls = nullptr;
+    if constexpr (std::is_same_v<Base, httplib::SSLServer>) tls = this->ssl_context();
+    try {
+      HttpStream stream(socket, tls);
+      return stream.Open() && Serve(stream);
+    } catch (const std::exception& exception) {  // of the library, outside the handlers
+      log::Error("http_failed", {{"error", exception.what()}});
+      return false;
+    }
+  }
+
+  bool Serve(HttpStream& stream) {
+    bool going_on = true;
+    for (size_t left = this->keep_alive_max_count_; going_on && left > 0; --left) {
+      if (this->svr_sock_ == INVALID_SOCKET) break;
+      if (!stream.AwaitRequest(absl::Seconds(this->keep_alive_timeout_sec_))) break;
+      t_serving = {.stream = &stream};
+      stream.BeginHead();
+      bool close = false;
+      const auto head_is_there = [&](httplib::Request&) {
+        stream.BeginBody(body_time_, kSlowestBody);
+      };
+      going_on = this->process_request(stream, left == 1, close, head_is_there) && !close;
+      if (!t_serving.close) continue;
+      stream.EndWriting();
+      connections_.Linger(stream.socket());
+      return true;
+    }
+    return going_on;
+  }
+
+  HttpConnections& connections_;
+  const absl::Duration body_time_;
 };
 
 // Room for a body in what all bodies may take together; given back when it goes.
@@ -156,23 +212,60 @@ void SetType(httplib::Response& response) {
   response.set_header("Content-Type", type);
 }
 
-// Where the request's body wasn't read to its end the connection can't be used any more. The
-// library closes it if a provider of content gives up, here after everything has been written.
-void SendAndClose(RestReply reply, httplib::Response& response, HttpConnections& connections,
-                  bool unread_body = true) {
-  const std::string body = std::move(reply.body);
-  reply.body.clear();
-  const std::string type = reply.content_type;
+// Where the request wasn't read to its end the connection can't be used any more: what is left of
+// it would be the next request.
+void SendAndClose(RestReply reply, httplib::Response& response) {
+  t_serving.close = true;
   Send(std::move(reply), response);
-  response.headers.erase(kLaterType);
+}
+
+void SetConnection(httplib::Response& response) {
+  if (!t_serving.close) return;
+  response.headers.erase("Keep-Alive");
+  response.headers.erase("Connection");
   response.set_header("Connection", "close");
-  response.set_content_provider(
-      body.size(), type,
-      [body, unread_body, &connections](size_t offset, size_t length, httplib::DataSink& sink) {
-        sink.write(body.data() + offset, length);
-        if (unread_body) connections.Linger();
-        return false;
-      });
+}
+
+// What is wrong with what a request says of its body: whoever passes it on to us mustn't take
+// another end of it than we do. Empty: nothing.
+std::string BodyProblem(const httplib::Request& request) {
+  const size_t lengths = request.get_header_value_count("Content-Length");
+  const size_t codings = request.get_header_value_count("Transfer-Encoding");
+  for (const auto& [name, value] : request.headers) {
+    if (std::any_of(name.begin(), name.end(), absl::ascii_isspace)) {
+      return "a header's name has a space in it";
+    }
+  }
+  if (lengths + codings > 1) return "send one Content-Length or one Transfer-Encoding, not more";
+  if (codings == 1 &&
+      !absl::EqualsIgnoreCase(request.get_header_value("Transfer-Encoding"), "chunked")) {
+    return "the only Transfer-Encoding is chunked";
+  }
+  uint64_t length = 0;
+  if (lengths == 1) {
+    const std::string text = request.get_header_value("Content-Length");
+    if (!std::all_of(text.begin(), text.end(), absl::ascii_isdigit) ||
+        !absl::SimpleAtoi(text, &length)) {
+      return "Content-Length isn't a number of bytes";
+    }
+  }
+  if (request.method == "GET" && (codings > 0 || length > 0)) {
+    return "GET takes no body; send it by POST";
+  }
+  return "";
+}
+
+// What the library refuses by itself.
+std::string WhyRefused(int status, const HttpStream& stream) {
+  switch (status) {
+    case 414:
+      return "the request's first line has more than 8192 bytes";
+    case 431:
+      return absl::StrCat("the request's head has more than ", stream.kMaxHead, " bytes or ",
+                          stream.kMaxHeadLines, " lines");
+    default:
+      return "the request's head can't be read";
+  }
 }
 
 }  // namespace
@@ -191,43 +284,54 @@ struct HttpServer::State {
   void MakeServer();
   // What the guard does at the beginning and the end of a request, and to the text of an error.
   void Begin(const httplib::Request& http, httplib::Response& response) const;
+  void Refuse(const httplib::Request& http, httplib::Response& response) const;
   RestReply ForClient(RestReply reply) const;
   void Log(const httplib::Request& http, const httplib::Response& response) const;
   void Answer(const httplib::Request& http, httplib::Response& response,
               const httplib::ContentReader* reader);
-  RestReply ReadBody(const httplib::ContentReader& reader, BodyRoom& room, std::string& body,
-                     bool& whole) const;
+  RestReply ReadBody(const httplib::ContentReader& reader, bool chunked, BodyRoom& room,
+                     std::string& body, bool& whole) const;
+  RestReply TooLong() const;
 };
-
-// Of the request that this thread serves.
-thread_local HttpGuard::Call t_call;
 
 void HttpServer::State::MakeServer() {
   if (options.tls == nullptr) {
-    auto plain = std::make_unique<Listener<httplib::Server>>();
+    auto plain = std::make_unique<Listener<httplib::Server>>(connections, options.body_time);
     deepen = [raw = plain.get()] { raw->Deepen(); };
     server = std::move(plain);
     return;
   }
-  auto tls = std::make_unique<Listener<httplib::SSLServer>>([this](SSL_CTX& context) {
-    ServeCertificates(context, *options.tls);
-    return true;
-  });
+  auto tls = std::make_unique<Listener<httplib::SSLServer>>(
+      connections, options.body_time, [this](SSL_CTX& context) {
+        ServeCertificates(context, *options.tls);
+        return true;
+      });
   deepen = [raw = tls.get()] { raw->Deepen(); };
   server = std::move(tls);
 }
 
 void HttpServer::State::Begin(const httplib::Request& http, httplib::Response& response) const {
+  t_serving.begun = true;
   if (options.guard == nullptr) return;
-  t_call =
+  HttpGuard::Call& call = t_serving.call;
+  call =
       options.guard->Begin(http.get_header_value(kRequestId), http.get_header_value(kTraceparent));
-  response.set_header(kRequestId, t_call.request_id);
-  response.set_header(kTraceparent, t_call.trace.Header());
+  response.set_header(kRequestId, call.request_id);
+  response.set_header(kTraceparent, call.trace.Header());
+}
+
+// A request that the library refuses by itself, of which it may have read a part.
+void HttpServer::State::Refuse(const httplib::Request& http, httplib::Response& response) const {
+  Begin(http, response);
+  const bool too_long = response.status == 400 && t_serving.stream->head_too_long();
+  const int status = too_long ? 431 : response.status;
+  SendAndClose({.status = status, .body = ErrorJson(WhyRefused(status, *t_serving.stream))},
+               response);
 }
 
 RestReply HttpServer::State::ForClient(RestReply reply) const {
   if (options.guard == nullptr || reply.status < 400) return reply;
-  if (reply.status >= 500) t_call.error = reply.body;
+  if (reply.status >= 500) t_serving.call.error = reply.body;
   reply.body = options.guard->Public(reply.body);
   return reply;
 }
@@ -236,27 +340,22 @@ void HttpServer::State::Log(const httplib::Request& http, const httplib::Respons
   if (options.guard == nullptr) return;
   const std::string authorization = http.get_header_value("authorization");
   const std::string api_key = http.get_header_value("x-api-key");
-  options.guard->Log(t_call, {.method = http.method,
-                              .path = http.path,
-                              .status = response.status,
-                              .peer = absl::StrCat(http.remote_addr, ":", http.remote_port),
-                              .credentials = {.authorization = authorization, .api_key = api_key}});
+  options.guard->Log(t_serving.call,
+                     {.method = http.method,
+                      .path = http.path,
+                      .status = response.status,
+                      .peer = t_serving.stream->peer(),
+                      .credentials = {.authorization = authorization, .api_key = api_key}});
 }
 
 // An error if the body isn't there as a whole; status 200 otherwise.
-RestReply HttpServer::State::ReadBody(const httplib::ContentReader& reader, BodyRoom& room,
-                                      std::string& body, bool& whole) const {
-  const absl::Time started = absl::Now();
+RestReply HttpServer::State::ReadBody(const httplib::ContentReader& reader, bool chunked,
+                                      BodyRoom& room, std::string& body, bool& whole) const {
+  bool too_long = false;
   absl::Status refused;
   whole = reader([&](const char* data, size_t size) {
     if (static_cast<int64_t>(body.size() + size) > options.max_body_bytes) {
-      refused = absl::InvalidArgumentError(
-          absl::StrCat("the body has more than ", options.max_body_bytes, " bytes"));
-      return false;
-    }
-    if (absl::Now() - started >
-        options.body_time + absl::Seconds(static_cast<double>(body.size()) / kSlowestBody)) {
-      refused = absl::DeadlineExceededError("the body comes too slowly");
+      too_long = true;
       return false;
     }
     if (!room.Take(static_cast<int64_t>(size))) {
@@ -266,15 +365,20 @@ RestReply HttpServer::State::ReadBody(const httplib::ContentReader& reader, Body
     body.append(data, size);
     return true;
   });
-  if (absl::IsInvalidArgument(refused)) {
-    return {.status = 413, .body = ErrorJson(refused.message())};
-  }
-  if (absl::IsDeadlineExceeded(refused)) {
-    return {.status = 408, .body = ErrorJson(refused.message())};
-  }
+  if (too_long) return TooLong();
   if (!refused.ok()) return ErrorReply(refused);
+  if (t_serving.stream->body_too_slow()) {
+    return {.status = 408, .body = ErrorJson("the body comes too slowly")};
+  }
+  whole = whole && (!chunked || t_serving.stream->EndsChunks());
   if (!whole) return ErrorReply(absl::InvalidArgumentError("the body can't be read"));
   return {};
+}
+
+RestReply HttpServer::State::TooLong() const {
+  return {
+      .status = 413,
+      .body = ErrorJson(absl::StrCat("the body has more than ", options.max_body_bytes, " bytes"))};
 }
 
 void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& response,
@@ -288,23 +392,22 @@ void HttpServer::State::Answer(const httplib::Request& http, httplib::Response& 
                       }};
   const absl::Status admitted = options.admit(request);
   if (reader != nullptr && HasBody(http)) {
-    if (!admitted.ok()) return SendAndClose(ForClient(ErrorReply(admitted)), response, connections);
+    if (!admitted.ok()) return SendAndClose(ForClient(ErrorReply(admitted)), response);
     if (http.is_multipart_form_data()) {
       return SendAndClose(
-          {.status = 415, .body = ErrorJson("send the body as it is, not as a form")}, response,
-          connections);
+          {.status = 415, .body = ErrorJson("send the body as it is, not as a form")}, response);
+    }
+    // The library would read all of it, however long that takes.
+    if (http.get_header_value<uint64_t>("Content-Length") >
+        static_cast<uint64_t>(options.max_body_bytes)) {
+      return SendAndClose(TooLong(), response);
     }
     BodyRoom room(body_bytes, options.max_all_bodies_bytes);
     bool whole = false;
     const absl::Time started = absl::Now();
-    RestReply unread = ReadBody(*reader, room, body, whole);
+    RestReply unread = ReadBody(*reader, http.has_header("Transfer-Encoding"), room, body, whole);
     request.received = absl::Now() - started;
-    // The library has skipped the rest of a body whose length was told to be over the limit.
-    if (!whole) {
-      if (response.status == 413)
-        unread = {.status = 413, .body = ErrorJson("the body is too long")};
-      return SendAndClose(std::move(unread), response, connections);
-    }
+    if (!whole) return SendAndClose(std::move(unread), response);
     request.body = body;
     return Send(ForClient(options.answer(request)), response);
   }
@@ -342,16 +445,18 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
         } catch (...) {
           log::Error("http_failed", {{"error", "not an exception"}});
         }
-        Send({.status = 500, .body = ErrorJson("internal error; see the server's log")}, response);
+        // Its body may not have been read.
+        SendAndClose({.status = 500, .body = ErrorJson("internal error; see the server's log")},
+                     response);
       });
-  server.set_error_handler(httplib::Server::Handler([](const httplib::Request&,
-                                                       httplib::Response& response) {
-    // What the library refuses by itself has no body.
-    if (!response.body.empty() || response.content_length_ > 0) return;
-    Send({.status = response.status, .body = ErrorJson("the request can't be answered")}, response);
-  }));
-  server.set_post_routing_handler(
-      [](const httplib::Request&, httplib::Response& response) { SetType(response); });
+  server.set_error_handler(
+      httplib::Server::Handler([raw](const httplib::Request& request, httplib::Response& response) {
+        if (!t_serving.begun) raw->Refuse(request, response);
+      }));
+  server.set_post_routing_handler([](const httplib::Request&, httplib::Response& response) {
+    SetType(response);
+    SetConnection(response);
+  });
   server.set_logger([raw](const httplib::Request& request, const httplib::Response& response) {
     raw->connections.EndRequest();  // the answer has been sent
     raw->options.ended(KindOf(request.path), response.status);
@@ -359,8 +464,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
   });
   server.set_pre_routing_handler([raw](const httplib::Request& request,
                                        httplib::Response& response) {
-    const bool placed =
-        raw->connections.BeginRequest(absl::StrCat(request.remote_addr, ":", request.remote_port));
+    const bool placed = raw->connections.BeginRequest(t_serving.stream->peer());
     raw->Begin(request, response);
     if (!placed && KindOf(request.path) != HttpKind::kHealth) {
       SendAndClose(ErrorReply(WithPushback(
@@ -368,7 +472,12 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
                            raw->options.max_connections,
                            " connections have requests already, as many as may; come back later")),
                        kComeBack)),
-                   response, raw->connections, HasBody(request));
+                   response);
+      return httplib::Server::HandlerResponse::Handled;
+    }
+    const std::string problem = BodyProblem(request);
+    if (!problem.empty()) {
+      SendAndClose({.status = 400, .body = ErrorJson(problem)}, response);
       return httplib::Server::HandlerResponse::Handled;
     }
     if (request.path.size() <= kMaxPath && (request.method == "GET" || request.method == "POST")) {
@@ -377,7 +486,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
     SendAndClose({.status = request.path.size() > kMaxPath ? 414 : 405,
                   .body = ErrorJson(
                       absl::StrCat("use GET or POST, and paths of at most ", kMaxPath, " bytes"))},
-                 response, raw->connections, HasBody(request));
+                 response);
     return httplib::Server::HandlerResponse::Handled;
   });
   server.Get("/healthz", [](const httplib::Request&, httplib::Response& response) {
@@ -388,11 +497,11 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Options options) {
     response.status = is_ready ? 200 : 503;
     response.set_content(is_ready ? "ready\n" : "draining\n", "text/plain");
   });
-  server.Get(".*", [raw](const httplib::Request& request, httplib::Response& response) {
+  server.Get(kEveryPath, [raw](const httplib::Request& request, httplib::Response& response) {
     raw->Answer(request, response, nullptr);
   });
-  server.Post(".*", [raw](const httplib::Request& request, httplib::Response& response,
-                          const httplib::ContentReader& reader) {
+  server.Post(kEveryPath, [raw](const httplib::Request& request, httplib::Response& response,
+                                const httplib::ContentReader& reader) {
     raw->Answer(request, response, &reader);
   });
 

@@ -2,8 +2,8 @@
 // answers to all other paths.
 //
 // A connection holds a thread while it is open (http_connections.h says who may stay). Health is
-// answered whatever the others do. Bodies are bounded, one by one, together and in time. GET and
-// POST only.
+// answered whatever the others do. Heads are bounded (http_stream.h), bodies one by one, together
+// and in time. GET and POST only; ranges aren't served.
 #ifndef PYRAMID_SERVER_HTTP_H_
 #define PYRAMID_SERVER_HTTP_H_
 

@@ -22,23 +22,23 @@ constexpr absl::Duration kLookInterval = absl::Seconds(1);
 constexpr absl::Duration kLingerSilence = absl::Seconds(1);
 constexpr absl::Duration kLongestLinger = absl::Seconds(10);
 
-// "address:port" of one end, as the library writes it, and the port. Empty: it has none.
-std::string AddressOf(int fd, int (*end)(int, sockaddr*, socklen_t*), int& port) {
+}  // namespace
+
+bool AddressOf(int fd, int (*end)(int, sockaddr*, socklen_t*), std::string& host, int& port) {
   sockaddr_storage address{};
   socklen_t length = sizeof(address);
-  if (end(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) return "";
-  if (address.ss_family != AF_INET && address.ss_family != AF_INET6) return "";
-  char host[NI_MAXHOST];
+  if (end(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) return false;
+  if (address.ss_family != AF_INET && address.ss_family != AF_INET6) return false;
+  char name[NI_MAXHOST];
   char service[NI_MAXSERV];
-  if (getnameinfo(reinterpret_cast<sockaddr*>(&address), length, host, sizeof(host), service,
+  if (getnameinfo(reinterpret_cast<sockaddr*>(&address), length, name, sizeof(name), service,
                   sizeof(service), NI_NUMERICHOST | NI_NUMERICSERV) != 0 ||
       !absl::SimpleAtoi(service, &port)) {
-    return "";
+    return false;
   }
-  return absl::StrCat(host, ":", service);
+  host = name;
+  return true;
 }
-
-}  // namespace
 
 // A descriptor of our own for a connection's socket: the library may close its own at any time.
 struct HttpConnections::Socket {
@@ -61,14 +61,16 @@ std::vector<std::unique_ptr<HttpConnections::Socket>> HttpConnections::SocketsAt
     int fd = -1;
     int local = -1;
     int remote = -1;
+    std::string host;
     if (!absl::SimpleAtoi(entry->d_name, &fd)) continue;
-    if (AddressOf(fd, getsockname, local).empty() || local != port) continue;
+    if (!AddressOf(fd, getsockname, host, local) || local != port) continue;
     const int own = dup(fd);
     if (own < 0) continue;
     auto socket = std::make_unique<Socket>(own);  // from here on nobody else's
-    if (AddressOf(own, getsockname, local).empty() || local != port) continue;
-    socket->peer = AddressOf(own, getpeername, remote);
-    if (!socket->peer.empty()) found.push_back(std::move(socket));
+    if (!AddressOf(own, getsockname, host, local) || local != port) continue;
+    if (!AddressOf(own, getpeername, host, remote)) continue;
+    socket->peer = absl::StrCat(host, ":", remote);
+    found.push_back(std::move(socket));
   }
   return found;
 }
@@ -141,16 +143,14 @@ bool HttpConnections::HungUp() const {
   return poll(&look, 1, 0) > 0 && (look.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
-void HttpConnections::Linger() {
+void HttpConnections::Linger(int socket) {
   EndRequest();
-  const Socket* const socket = MySocket();
-  if (socket == nullptr) return;
   const absl::Time until = absl::Now() + kLongestLinger;
   char thrown_away[16384];
   while (absl::Now() < until) {
-    pollfd look{.fd = socket->fd, .events = POLLIN, .revents = 0};
+    pollfd look{.fd = socket, .events = POLLIN, .revents = 0};
     if (poll(&look, 1, static_cast<int>(absl::ToInt64Milliseconds(kLingerSilence))) <= 0) return;
-    if (recv(socket->fd, thrown_away, sizeof(thrown_away), MSG_DONTWAIT) <= 0) return;
+    if (recv(socket, thrown_away, sizeof(thrown_away), MSG_DONTWAIT) <= 0) return;
   }
 }
 

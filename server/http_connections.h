@@ -7,6 +7,8 @@
 #ifndef PYRAMID_SERVER_HTTP_CONNECTIONS_H_
 #define PYRAMID_SERVER_HTTP_CONNECTIONS_H_
 
+#include <sys/socket.h>
+
 #include <map>
 #include <memory>
 #include <string>
@@ -39,10 +41,10 @@ class HttpConnections {
   // By it, while it answers: whether the client has hung up.
   bool HungUp() const;
 
-  // By it, after an answer to a request whose body hasn't been read: reads on and throws away,
-  // until the client hangs up, is silent for a second or has had ten. One that is still sending
-  // wouldn't see the answer if the connection broke. No request is being answered from here on.
-  void Linger();
+  // By it, after the last answer: reads on from its socket and throws away, until the client hangs
+  // up, is silent for a second or has had ten. One that is still sending wouldn't see the answer if
+  // the connection broke. No request is being answered from here on.
+  void Linger(int socket);
 
   // Hangs up on those that have had `longest` for a request and haven't sent one. Looks once a
   // second at most.
@@ -83,6 +85,9 @@ class HttpConnections {
                                                                          // no request; seen since
   static thread_local Connection t_mine;  // the one that this thread serves
 };
+
+// The address and port of one end of a socket: getsockname, getpeername. False: it has none.
+bool AddressOf(int fd, int (*end)(int, sockaddr*, socklen_t*), std::string& host, int& port);
 
 }  // namespace pyramid
 

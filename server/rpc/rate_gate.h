@@ -18,12 +18,15 @@ class RateGate {
 
   // Lets `images` for `model` pass and counts them, or counts them as refused.
   //   ResourceExhausted  over the rate of the caller's key; PushbackMillis says when to come back
+  //   Unauthenticated    the key is no longer good
   absl::Status Pass(const Credentials& credentials, absl::string_view model, int images) const {
     absl::Status status = access_.Charge(credentials, images);
     if (status.ok()) return status;
     if (ModelMetrics* metrics = registry_.MetricsOf(ViewOf(model).model); metrics != nullptr) {
       metrics->CountRequest(0, status.code());
-      metrics->CountRejection(ModelMetrics::Rejection::kRate, images);
+      if (absl::IsResourceExhausted(status)) {
+        metrics->CountRejection(ModelMetrics::Rejection::kRate, images);
+      }
     }
     return status;
   }

@@ -124,7 +124,9 @@ RestReply ErrorReply(const absl::Status& status) {
   RestReply reply{.status = HttpStatusOf(status.code()), .body = ErrorJson(status.message())};
   const int64_t millis = PushbackMillis(status);
   if (millis >= 0) {
-    reply.headers.emplace_back("Retry-After", absl::StrCat(std::max<int64_t>(1, millis / 1000)));
+    // In whole seconds, and never too early.
+    const int64_t seconds = std::max<int64_t>(1, (millis + 999) / 1000);
+    reply.headers.emplace_back("Retry-After", absl::StrCat(seconds));
     reply.headers.emplace_back("retry-after-ms", absl::StrCat(millis));
   }
   return reply;
@@ -172,8 +174,12 @@ RestReply RestV2::Get(const std::vector<absl::string_view>& path) const {
   }
   if (rest == Path{"stats"}) return JsonReply(protocol_.ModelStatistics(name, version));
   if (rest == Path{"ready"}) {
-    const auto known = protocol_.ModelMetadata(name, version);
-    if (!known.ok()) return ErrorReply(known.status());
+    const absl::Status known = protocol_.ModelMetadata(name, version).status();
+    // Answered without a key: the names of what there is are for those who have one.
+    if (absl::IsNotFound(known)) {
+      return ErrorReply(absl::NotFoundError("there is no such model, version or alias"));
+    }
+    if (!known.ok()) return ErrorReply(known);
     inference::ModelReadyResponse ready;
     ready.set_ready(protocol_.ModelReady(name, version));
     return {.status = ready.ready() ? 200 : 503, .body = MessageToJson(ready)};

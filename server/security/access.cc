@@ -72,6 +72,23 @@ const Rule* FindRule(absl::string_view path) {
   return nullptr;
 }
 
+// Models may be called "ready": only a path's form tells. It is decoded, as RestV2 has it.
+//   "/v2/models/M/ready", "/v2/models/M/versions/V/ready"
+bool IsModelReady(absl::string_view path) {
+  const std::vector<absl::string_view> parts = absl::StrSplit(path, '/');  // the first is empty
+  if (parts.size() != 5 && parts.size() != 7) return false;
+  if (!parts[0].empty() || parts[1] != "v2" || parts[2] != "models" || parts[3].empty()) {
+    return false;
+  }
+  if (parts.size() == 7 && (parts[4] != "versions" || parts[5].empty())) return false;
+  return parts.back() == "ready";
+}
+
+bool IsHttpHealth(absl::string_view path) {
+  return path == "/healthz" || path == "/readyz" || path == "/v2/health/live" ||
+         path == "/v2/health/ready" || IsModelReady(path);
+}
+
 // The key itself; empty: none was sent.
 absl::string_view KeyIn(const Credentials& credentials) {
   absl::string_view text = absl::StripAsciiWhitespace(credentials.authorization);
@@ -135,12 +152,11 @@ Scopes NeededForRpc(absl::string_view path) {
 bool IsInRpcTable(absl::string_view path) { return FindRule(path) != nullptr; }
 
 Scopes NeededForHttp(absl::string_view method, absl::string_view path) {
-  if (path == "/healthz" || path == "/readyz") return kEverybody;
-  if (path == "/v2/health/live" || path == "/v2/health/ready") return kEverybody;
-  if (absl::StartsWith(path, "/v2/models/") && absl::EndsWith(path, "/ready")) return kEverybody;
+  const bool reads = method == "GET" || method == "HEAD";
+  if (reads && IsHttpHealth(path)) return kEverybody;
   if (absl::StartsWith(path, "/v2/repository/models/")) return kAdmin;  // load, unload
   const bool v2 = path == "/v2" || absl::StartsWith(path, "/v2/");
-  if (v2 && (method == "GET" || method == "HEAD")) return kInfer;
+  if (v2 && reads) return kInfer;
   if (method == "POST" && path == "/v2/repository/index") return kInfer;
   if (method == "POST" && absl::StartsWith(path, "/v2/models/") && absl::EndsWith(path, "/infer")) {
     return kInfer;
@@ -200,7 +216,10 @@ absl::Status Access::Admit(const Credentials& credentials, Scopes needed,
 
 absl::Status Access::Charge(const Credentials& credentials, int images) const {
   const absl::StatusOr<std::shared_ptr<const Caller>> caller = Identify(credentials);
-  if (!caller.ok()) return caller.status();
+  if (!caller.ok()) {  // the key was good when the call came
+    metrics_.CountRefusedCall(Metrics::Refusal::kAuth);
+    return caller.status();
+  }
   if (*caller == nullptr) return absl::OkStatus();
   const absl::Duration wait = (*caller)->Charge(images, clock_.Now());
   if (wait <= absl::ZeroDuration()) return absl::OkStatus();
@@ -221,9 +240,17 @@ std::string Access::WorkerToken(absl::string_view job_id, int64_t epoch) const {
 absl::Status Access::CheckWorker(const Credentials& credentials, absl::string_view job_id,
                                  int64_t epoch) const {
   if (ring_ == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::shared_ptr<const Caller> caller, Identify(credentials));
   const absl::string_view key = KeyIn(credentials);
-  // Admit has seen the key; one with scope worker is good for every attempt.
-  if (!absl::StartsWith(key, kTokenPrefix)) return absl::OkStatus();
+  if (!absl::StartsWith(key, kTokenPrefix)) {  // a key of scope worker is good for every attempt
+    if (caller->scopes().Has(Scope::kWorker) || caller->scopes().Has(Scope::kAdmin)) {
+      return absl::OkStatus();
+    }
+    metrics_.CountRefusedCall(Metrics::Refusal::kScope);
+    return absl::PermissionDeniedError(absl::StrCat("the key ", caller->name(), " may ",
+                                                    caller->scopes().Text(),
+                                                    "; reporting as a worker needs worker"));
+  }
   if (SameSecret(key, WorkerToken(job_id, epoch))) return absl::OkStatus();
   metrics_.CountRefusedCall(Metrics::Refusal::kScope);
   return absl::PermissionDeniedError(

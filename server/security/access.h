@@ -58,14 +58,17 @@ class Access {
 
   // Takes `images` from the rate of the caller's key.
   //   ResourceExhausted  over it; PushbackMillis says when to come back
+  //   Unauthenticated    as Identify
   absl::Status Charge(const Credentials& credentials, int images) const;
 
   // A token for the workers of one attempt, for environment PYRAMID_WORKER_TOKEN. It survives a
   // restart of this server. Empty without keys.
   std::string WorkerToken(absl::string_view job_id, int64_t epoch) const;
 
-  // Whether what the caller shows is good for this attempt: its token, or a key with scope worker.
-  //   PermissionDenied  it is another attempt's
+  // Whether what the caller shows is good for this attempt: its token, or a key with scope worker
+  // or admin.
+  //   Unauthenticated   as Identify
+  //   PermissionDenied  it is another attempt's, or a key for something else
   absl::Status CheckWorker(const Credentials& credentials, absl::string_view job_id,
                            int64_t epoch) const;
 

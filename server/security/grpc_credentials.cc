@@ -7,8 +7,7 @@
 #include <utility>
 
 #include "absl/strings/string_view.h"
-#include "proto/base/grpc_status.h"
-#include "proto/base/log.h"
+#include "server/security/refusal_log.h"
 
 namespace pyramid {
 namespace {
@@ -16,31 +15,6 @@ namespace {
 absl::string_view TextOf(const grpc_slice& slice) {
   return {reinterpret_cast<const char*>(GRPC_SLICE_START_PTR(slice)), GRPC_SLICE_LENGTH(slice)};
 }
-
-// Refusals come in floods when a key has expired: one line a second at most, with their number.
-class RefusalLog {
- public:
-  void Add(absl::string_view path, const absl::Status& status) {
-    const absl::Time now = absl::Now();
-    int64_t count = 0;
-    {
-      absl::MutexLock lock(&mutex_);
-      ++count_;
-      if (now < next_) return;
-      next_ = now + absl::Seconds(1);
-      count = std::exchange(count_, 0);
-    }
-    log::Warning("call_refused", {{"method", path},
-                                  {"code", GrpcCodeName(status.code())},
-                                  {"why", status.message()},
-                                  {"calls", count}});
-  }
-
- private:
-  absl::Mutex mutex_;
-  absl::Time next_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
-  int64_t count_ ABSL_GUARDED_BY(mutex_) = 0;
-};
 
 // What gRPC's core asks on calls and handshakes. Lives as long as the core's credentials: a
 // handshake may outlast the server by a moment.
@@ -53,15 +27,25 @@ class Doorman {
                     grpc_process_auth_metadata_done_cb done, void* call) {
     absl::string_view path;
     Credentials shown;
+    int authorizations = 0;
+    int api_keys = 0;
     for (size_t i = 0; i < count; ++i) {
       const absl::string_view key = TextOf(metadata[i].key);
-      if (key == ":path") path = TextOf(metadata[i].value);
-      if (key == "authorization") shown.authorization = TextOf(metadata[i].value);
-      if (key == "x-api-key") shown.api_key = TextOf(metadata[i].value);
+      const absl::string_view value = TextOf(metadata[i].value);
+      if (key == ":path") path = value;
+      if (key == "authorization") {
+        shown.authorization = value;
+        ++authorizations;
+      } else if (key == "x-api-key") {
+        shown.api_key = value;
+        ++api_keys;
+      }
     }
     absl::string_view method = path;
     method.remove_prefix(method.rfind('/') == method.npos ? 0 : method.rfind('/') + 1);
     auto& doorman = *static_cast<Doorman*>(self);
+    // Two are none: whoever looks at the call later might look at the other one.
+    if (authorizations > 1 || api_keys > 1) shown = {};
     const absl::Status status = doorman.access_.Admit(shown, NeededForRpc(path), method);
     if (!status.ok()) doorman.refusals_.Add(path, status);
     const std::string message(status.message());

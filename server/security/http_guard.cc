@@ -80,8 +80,10 @@ HttpGuard::Call HttpGuard::Begin(absl::string_view request_id,
 
 absl::Status HttpGuard::Admit(absl::string_view method, absl::string_view path,
                               const Credentials& credentials) const {
-  return access_.Admit(credentials, NeededForHttp(method, path),
-                       absl::StrCat(method, " of this path"));
+  const absl::Status status = access_.Admit(credentials, NeededForHttp(method, path),
+                                            absl::StrCat(method, " of this path"));
+  if (!status.ok()) refusals_.Add(absl::StrCat(method, " ", path), status);
+  return status;
 }
 
 void HttpGuard::Log(const Call& call, const End& end) const {

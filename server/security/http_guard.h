@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "server/security/access.h"
 #include "server/security/public_text.h"
+#include "server/security/refusal_log.h"
 #include "server/security/tls_files.h"
 #include "server/security/trace.h"
 
@@ -43,7 +44,7 @@ class HttpGuard {
 
   // With the request's headers of these names.
   Call Begin(absl::string_view request_id, absl::string_view traceparent) const;
-  // As Access::Admit, before the body is read.
+  // As Access::Admit, before the body is read. A refusal goes to the log.
   absl::Status Admit(absl::string_view method, absl::string_view path,
                      const Credentials& credentials) const;
   // The body of an answer from 400 on, as a client may read it.
@@ -58,6 +59,7 @@ class HttpGuard {
   const Options options_;
   const PublicText& text_;
   const Access& access_;
+  mutable RefusalLog refusals_;
 };
 
 // Makes a context of OpenSSL's serve what is in `files`, which must outlive it, as it is at each

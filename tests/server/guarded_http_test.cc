@@ -1,14 +1,23 @@
 // The HTTP port with keys, TLS, ids and public texts: server/http.h over server/security/.
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <httplib.h>
+#include <netinet/in.h>
+#include <openssl/ssl.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "proto/base/file.h"
 #include "proto/base/key.h"
 #include "server/http.h"
@@ -27,7 +36,7 @@ using testing::Sample;
 
 class GuardedHttpTest : public ::testing::Test {
  protected:
-  void Start(bool keys, bool tls = false, bool client_ca = false) {
+  void Start(bool keys, bool tls = false, bool client_ca = false, bool every_call = false) {
     ASSERT_OK(WriteFileAtomically(
         folder_ / "keys.yaml",
         absl::StrCat("- {name: phones, sha256: ", KeyHash("key-phones"), ", scopes: [infer]}\n")));
@@ -42,7 +51,8 @@ class GuardedHttpTest : public ::testing::Test {
       if (client_ca) paths.client_ca = authority_.certificate();
       ASSERT_OK_AND_ASSIGN(files_, TlsFiles::Open(paths));
     }
-    guard_ = std::make_unique<HttpGuard>(HttpGuard::Options{}, text_, *access_);
+    guard_ =
+        std::make_unique<HttpGuard>(HttpGuard::Options{.every_call = every_call}, text_, *access_);
     HttpServer::Options options;
     options.guard = guard_.get();
     options.tls = files_.get();
@@ -61,6 +71,7 @@ class GuardedHttpTest : public ::testing::Test {
       if (request.body == "fail") {
         return {.status = 500, .body = R"({"error":"/usr/src/a.cc:3 at 10.0.0.1:7"})"};
       }
+      if (request.path == "/v2/large") return {.status = 200, .body = std::string(5'000'000, 'x')};
       if (request.method == "GET") return {.status = 404, .body = "{}"};
       return {.status = 200, .body = absl::StrCat("got ", request.body.size())};
     };
@@ -71,6 +82,38 @@ class GuardedHttpTest : public ::testing::Test {
     client.set_keep_alive(true);
     client.set_read_timeout(20);
     return client;
+  }
+  // Sends it, over TLS or not, and reads what comes until the server closes.
+  std::string Talk(const std::string& text, bool tls) {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(server_->port()));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    SSL_CTX* const context = SSL_CTX_new(TLS_client_method());
+    SSL* const ssl = SSL_new(context);
+    SSL_set_fd(ssl, fd);
+    if (tls) {
+      EXPECT_EQ(SSL_connect(ssl), 1);
+    }
+    const int size = static_cast<int>(text.size());
+    if (tls) {
+      EXPECT_EQ(SSL_write(ssl, text.data(), size), size);
+    } else {
+      EXPECT_EQ(send(fd, text.data(), text.size(), MSG_NOSIGNAL), size);
+    }
+    std::string all;
+    char buffer[4096];
+    const auto read = [&] {
+      return tls ? SSL_read(ssl, buffer, sizeof(buffer))
+                 : static_cast<int>(recv(fd, buffer, sizeof(buffer), 0));
+    };
+    for (int n = 0; (n = read()) > 0;) all.append(buffer, static_cast<size_t>(n));
+    SSL_free(ssl);
+    SSL_CTX_free(context);
+    close(fd);
+    return all;
   }
   void Install(const CertificateFiles& pair) {
     ASSERT_OK(WriteFileAtomically(live_.private_key, *ReadFile(pair.private_key)));
@@ -160,6 +203,61 @@ TEST_F(GuardedHttpTest, EveryAnswerBearsARequestIdAndATrace) {
             "mine");
 }
 
+// The library refuses them before anybody has seen them; the thread has served others before.
+TEST_F(GuardedHttpTest, RequestsThatCannotBeReadHaveIdsOfTheirOwn) {
+  Start(/*keys=*/true, /*tls=*/false, /*client_ca=*/false, /*every_call=*/true);
+  ::testing::internal::CaptureStderr();
+  for (const std::string& text :
+       {std::string("nonsense\r\n\r\n"),
+        absl::StrCat("GET /", std::string(9000, 'a'), " HTTP/1.1\r\n\r\n")}) {
+    EXPECT_EQ(Client().Get("/healthz", {{"X-Request-Id", "stranger"}})->status, 200);
+    const std::string answer = Talk(text, /*tls=*/false);
+    EXPECT_THAT(answer, ::testing::ContainsRegex("x-request-id: [0-9a-f]{32}\r\n"));
+    EXPECT_THAT(answer, ::testing::ContainsRegex("traceparent: 00-[0-9a-f]{32}-"));
+  }
+  const std::string given =
+      Talk(absl::StrCat("GET /p HTTP/1.1\r\nX-Request-Id: mine\r\nX: ", std::string(9000, 'x'),
+                        "\r\n\r\n"),
+           /*tls=*/false);
+  EXPECT_THAT(given, HasSubstr("x-request-id: mine\r\n"));
+  server_ = nullptr;
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  int refused = 0;
+  for (const absl::string_view line : absl::StrSplit(log, '\n')) {
+    if (!absl::StrContains(line, "code=400") && !absl::StrContains(line, "code=414")) continue;
+    ++refused;
+    EXPECT_FALSE(absl::StrContains(line, "stranger")) << line;
+    EXPECT_THAT(std::string(line), ::testing::ContainsRegex("ms=[0-9]\\.[0-9]+ ")) << "its own";
+    EXPECT_THAT(std::string(line), HasSubstr("peer=127.0.0.1:"));
+  }
+  EXPECT_EQ(refused, 3) << log;
+}
+
+// One a second, however many are tried.
+TEST_F(GuardedHttpTest, GuessingKeysLeavesALine) {
+  Start(/*keys=*/true);
+  ::testing::internal::CaptureStderr();
+  httplib::Client client = Client();
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(client.Get("/v2", {{"X-API-Key", absl::StrCat("guess", i)}})->status, 401);
+  }
+  absl::SleepFor(absl::Milliseconds(1100));
+  EXPECT_EQ(client
+                .Post("/v2/repository/models/bars/load", {{"X-API-Key", "key-phones"}}, "{}",
+                      "application/json")
+                ->status,
+            403);
+  server_ = nullptr;
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(log, ::testing::ContainsRegex(
+                       R"(call_refused method="GET /v2" code=Unauthenticated why=.* calls=1)"));
+  EXPECT_THAT(
+      log, ::testing::ContainsRegex(R"(call_refused method="POST /v2/repository/models/bars/load" )"
+                                    R"(code=PermissionDenied why=.* calls=5)"))
+      << "four before it";
+  EXPECT_FALSE(absl::StrContains(log, "guess"));
+}
+
 TEST_F(GuardedHttpTest, ErrorsTellNothingOfThisMachineAndTheLogAll) {
   Start(/*keys=*/false);
   ::testing::internal::CaptureStderr();
@@ -190,6 +288,40 @@ TEST_F(GuardedHttpTest, HttpsFollowsItsFiles) {
   plain.set_read_timeout(2);
   EXPECT_FALSE(plain.Get("/healthz"));
   EXPECT_TRUE(Answers());
+}
+
+TEST_F(GuardedHttpTest, HeadsAreBoundedOverTlsToo) {
+  Start(/*keys=*/true, /*tls=*/true);
+  const std::string get = "GET /healthz HTTP/1.1\r\nHost: x\r\n";
+  EXPECT_THAT(Talk(absl::StrCat(get, "X: ", std::string(1 << 20, 'x')), /*tls=*/true),
+              HasSubstr("HTTP/1.1 431 "));
+  EXPECT_THAT(Talk(absl::StrCat(get, "X: ", std::string(8000, 'x'), "\r\n\r\n", get,
+                                "Connection: close\r\n\r\n"),
+                   /*tls=*/true),
+              MatchesRegex("HTTP/1.1 200 .*ok\nHTTP/1.1 200 .*ok\n"));
+  EXPECT_THAT(Talk("PUT / HTTP/1.1\r\nHost: x\r\nRange: bytes=0-3000000\r\n\r\n", /*tls=*/true),
+              ::testing::EndsWith("use GET or POST, and paths of at most 1024 bytes\"}"));
+}
+
+TEST_F(GuardedHttpTest, LargeBodiesAndAnswersPassOverTls) {
+  Start(/*keys=*/true, /*tls=*/true);
+  httplib::SSLClient client("127.0.0.1", server_->port());
+  client.enable_server_certificate_verification(false);
+  client.set_keep_alive(true);
+  client.set_read_timeout(20);
+  const std::string body(20'000'000, 'x');
+  for (int i = 0; i < 3; ++i) {
+    const auto refused = client.Post("/v2/models/bars/infer", body, "image/png");
+    ASSERT_TRUE(refused) << "attempt " << i;
+    EXPECT_EQ(refused->status, 401);
+    const auto taken =
+        client.Post("/v2/models/bars/infer", {{"X-API-Key", "key-phones"}}, body, "image/png");
+    ASSERT_TRUE(taken) << "attempt " << i;
+    EXPECT_EQ(taken->body, "got 20000000");
+    const auto large = client.Get("/v2/large", {{"X-API-Key", "key-phones"}});
+    ASSERT_TRUE(large) << "attempt " << i;
+    EXPECT_EQ(large->body.size(), 5'000'000u);
+  }
 }
 
 TEST_F(GuardedHttpTest, ACertificatesNameIsTheCallersUnlessAKeyHasOne) {

@@ -128,6 +128,19 @@ TEST_F(RestV2Test, ModelPathsWithAndWithoutVersion) {
   EXPECT_EQ(Get("/v2/models/fashion/versions/-9/stats").status, 400);
 }
 
+// Whoever asks for that has shown no key.
+TEST_F(RestV2Test, ReadyTellsNoNames) {
+  for (const char* path :
+       {"/v2/models/nosuch/ready", "/v2/models/fashion/versions/9/ready",
+        "/v2/models/fashion/versions/nosuch/ready", "/v2/models/nosuch/versions/1/ready"}) {
+    const RestReply reply = Get(path);
+    EXPECT_EQ(reply.status, 404) << path;
+    EXPECT_EQ(ErrorOf(reply), "there is no such model, version or alias") << path;
+  }
+  EXPECT_THAT(ErrorOf(Get("/v2/models/nosuch")), HasSubstr("fashion")) << "with a key";
+  EXPECT_EQ(Get("/v2/models/fashion/versions/-9/ready").status, 400);
+}
+
 TEST_F(RestV2Test, JsonInJsonOut) {
   const RestReply reply =
       Infer(JsonPicture(0.5F, R"(,"outputs":[{"name":"logits"},{"name":"probabilities",
@@ -215,7 +228,14 @@ TEST_F(RestV2Test, StatusesOfEveryCode) {
   const RestReply full =
       ErrorReply(WithPushback(absl::ResourceExhaustedError("full"), absl::Milliseconds(2500)));
   EXPECT_EQ(full.status, 429);
-  EXPECT_THAT(full.headers, ElementsAre(Pair("Retry-After", "2"), Pair("retry-after-ms", "2500")));
+  EXPECT_THAT(full.headers, ElementsAre(Pair("Retry-After", "3"), Pair("retry-after-ms", "2500")))
+      << "who came back after two would be refused again";
+  for (const auto& [millis, seconds] :
+       {std::pair{0, "1"}, {1, "1"}, {1000, "1"}, {1001, "2"}, {2000, "2"}}) {
+    const RestReply reply =
+        ErrorReply(WithPushback(absl::ResourceExhaustedError("full"), absl::Milliseconds(millis)));
+    EXPECT_THAT(reply.headers, Contains(Pair("Retry-After", seconds))) << millis;
+  }
 }
 
 TEST_F(RestV2Test, TheRepository) {

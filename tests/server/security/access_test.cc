@@ -72,6 +72,20 @@ TEST(AccessTableTest, HttpPaths) {
   EXPECT_TRUE(NeededForHttp("GET", "/readyz").empty());
   EXPECT_TRUE(NeededForHttp("GET", "/v2/health/ready").empty());
   EXPECT_TRUE(NeededForHttp("GET", "/v2/models/bars/ready").empty());
+  EXPECT_TRUE(NeededForHttp("GET", "/v2/models/bars/versions/3/ready").empty());
+  EXPECT_TRUE(NeededForHttp("GET", "/v2/models/ready/ready").empty());
+  EXPECT_TRUE(NeededForHttp("GET", "/v2/models/ready/versions/ready/ready").empty());
+  // Metadata of a model or an alias of that name, and what isn't a path.
+  for (const char* path :
+       {"/v2/models/ready", "/v2/models/bars/versions/ready", "/v2/models//ready",
+        "/v2/models/bars/versions//ready", "/v2/models/bars/other/3/ready",
+        "/v2/models/bars/3/ready", "/v2/models/bars/versions/3/config/ready", "/v2/ready"}) {
+    EXPECT_EQ(NeededForHttp("GET", path).Text(), "infer") << path;
+  }
+  // Their bodies would be read.
+  for (const char* path : {"/healthz", "/v2/health/live", "/v2/models/bars/ready"}) {
+    EXPECT_EQ(NeededForHttp("POST", path).Text(), "admin") << path;
+  }
   EXPECT_EQ(NeededForHttp("GET", "/v2").Text(), "infer");
   EXPECT_EQ(NeededForHttp("GET", "/v2/models/bars/versions/3").Text(), "infer");
   EXPECT_EQ(NeededForHttp("POST", "/v2/models/bars/infer").Text(), "infer");
@@ -182,6 +196,13 @@ TEST_F(AccessTest, ATokenIsGoodForItsAttemptOnly) {
   for (const auto& [job, epoch] : {std::pair{"job-7", 13}, {"job-8", 12}, {"job-71", 2}}) {
     EXPECT_THAT(access_->CheckWorker({.authorization = header}, job, epoch),
                 StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("another attempt's")));
+  }
+  // Whatever let the call in, what is no worker's key is none here either.
+  EXPECT_THAT(access_->CheckWorker({.authorization = "Bearer key-phones"}, "job-7", 12),
+              StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("needs worker")));
+  for (const std::string nobody : {"", "Bearer nobody", "nobody"}) {
+    EXPECT_THAT(access_->CheckWorker({.authorization = nobody}, "job-7", 12),
+                StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("key")));
   }
   // A key with scope worker is good for every attempt: an operator's own workers.
   EXPECT_OK(access_->CheckWorker({.authorization = "Bearer key-cluster"}, "job-8", 12));

@@ -132,7 +132,7 @@ class GrpcGuardTest : public ::testing::Test {
       return found == trailers.end() ? "" : found->second;
     }
   };
-  using Metadata = std::map<std::string, std::string>;
+  using Metadata = std::multimap<std::string, std::string>;
   template <typename Function>
   Reply Call(const Metadata& metadata, Function&& function) {
     grpc::ClientContext context;
@@ -194,6 +194,20 @@ class GrpcGuardTest : public ::testing::Test {
   int port_ = 0;
   int channels_ = 0;
 };
+
+TEST_F(GrpcGuardTest, TwoKeysAreNone) {
+  StartServer(/*keys=*/true);
+  EXPECT_TRUE(ListModels({}, {{"authorization", "Bearer key-phones"}}).status.ok());
+  for (const std::string name : {"authorization", "x-api-key"}) {
+    for (const auto& [first, second] :
+         {std::pair{"key-phones", "nobody"}, {"nobody", "key-phones"}, {"key-root", "key-root"}}) {
+      const std::string bearer = name == "authorization" ? "Bearer " : "";
+      const Reply refused = ListModels({}, {{name, bearer + first}, {name, bearer + second}});
+      EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+      EXPECT_THAT(refused.status.error_message(), HasSubstr("a key is needed"));
+    }
+  }
+}
 
 TEST_F(GrpcGuardTest, TheKeyDecides) {
   StartServer(/*keys=*/true);
