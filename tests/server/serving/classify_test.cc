@@ -454,6 +454,7 @@ TEST_F(ClassifyTest, LargeFilesAreExpectedFromTheThreadsTheyMayHave) {
     clock_.Advance(absl::Milliseconds(100));
     absl::SleepFor(absl::Milliseconds(1));
   }
+  first->answered.WaitForNotification();  // of the two only this is an order that TSan sees
   ASSERT_OK(first->result);
   const absl::Duration each = FromProto(first->result->timings().decode());
   ASSERT_GT(each, absl::ZeroDuration());
