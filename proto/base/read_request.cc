@@ -5,10 +5,7 @@
 #include <google/protobuf/wire_format_lite.h>
 
 #include <algorithm>
-#include <climits>
-#include <optional>
 #include <string>
-#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -48,21 +45,29 @@ class EntryCounter {
  public:
   explicit EntryCounter(CodedInputStream& in) : in_(in) {}
 
-  // False: too many, or no message. Null: nothing is known of its fields.
-  bool Count(const Descriptor* type, int depth) {
+  // False: too many, or no message. Null: nothing is known of its fields. `group`: the number of
+  // the one that it is; 0: none.
+  bool Count(const Descriptor* type, int depth, int group = 0) {
     if (depth > kMostDepth) return false;
     while (const uint32_t tag = in_.ReadTag()) {
       if (++entries_ > kMostEntries) return false;
-      const FieldDescriptor* field =
-          type == nullptr ? nullptr
-                          : type->FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
-      if (WireFormatLite::GetTagWireType(tag) != WireFormatLite::WIRETYPE_LENGTH_DELIMITED) {
-        if (!WireFormatLite::SkipField(&in_, tag)) return false;
-      } else if (!CountDelimited(field, depth)) {
-        return false;
+      const int number = WireFormatLite::GetTagFieldNumber(tag);
+      bool read = false;
+      switch (WireFormatLite::GetTagWireType(tag)) {
+        case WireFormatLite::WIRETYPE_END_GROUP:
+          return number == group;
+        case WireFormatLite::WIRETYPE_START_GROUP:
+          read = Count(nullptr, depth + 1, number);
+          break;
+        case WireFormatLite::WIRETYPE_LENGTH_DELIMITED:
+          read = CountDelimited(type == nullptr ? nullptr : type->FindFieldByNumber(number), depth);
+          break;
+        default:
+          read = WireFormatLite::SkipField(&in_, tag);
       }
+      if (!read) return false;
     }
-    return in_.ConsumedEntireMessage();
+    return group == 0 && in_.ConsumedEntireMessage();
   }
 
   bool too_many() const { return entries_ > kMostEntries; }

@@ -139,6 +139,9 @@ TEST(ReadModelInferTest, EveryKindOfEntryCounts) {
        [&](const std::string& all) { return contents(Field(3, all)); }},
       {"unknown numbers", std::string("\xf8\x07\x00", 3), as_it_is},
       {"unknown texts", std::string("\xfa\x07\x00", 3), as_it_is},
+      {"unknown groups", std::string("\xfb\x07\xfc\x07", 4), as_it_is},
+      {"numbers of an unknown group", std::string("\xf8\x07\x00", 3),
+       [](const std::string& all) { return "\xfb\x07" + all + "\xfc\x07"; }},
   };
   for (const Case& one : cases) {
     inference::ModelInferRequest request;
@@ -146,8 +149,17 @@ TEST(ReadModelInferTest, EveryKindOfEntryCounts) {
     const grpc::Status refused = Read(many, &request);
     EXPECT_EQ(refused.error_code(), StatusCode::INVALID_ARGUMENT) << one.name;
     EXPECT_THAT(refused.error_message(), HasSubstr("more than 262144")) << one.name;
-    const std::string fewer = one.within(Repeated(one.one, kMostEntries - 10));
+    const std::string fewer = one.within(Repeated(one.one, kMostEntries / 2 - 10));
     EXPECT_TRUE(Read(fewer, &request).ok()) << one.name;
+  }
+}
+
+TEST(ReadModelInferTest, GroupsEndWhereTheyBegan) {
+  const std::string padding(kMostEntries, 'x');  // or it isn't looked at
+  inference::ModelInferRequest request;
+  EXPECT_TRUE(Read("\xfb\x07\xfc\x07" + Field(7, padding), &request).ok());
+  for (const std::string bad : {"\xfb\x07", "\xfc\x07", "\xfb\x07\xf4\x07"}) {
+    EXPECT_EQ(Read(Field(7, padding) + bad, &request).error_code(), StatusCode::INVALID_ARGUMENT);
   }
 }
 
