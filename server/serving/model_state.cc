@@ -94,7 +94,8 @@ absl::Status AppendModelEvent(const fs::path& model_folder, const v1::ModelEvent
   // A line that may not be on the disk tells of a change that won't happen.
   auto take_back = absl::MakeCleanup([file, size] { (void)!ftruncate(file, size); });
   char last = '\n';
-  if (size > 0 && pread(file, &last, 1, size - 1) == 1 && last != '\n') line = absl::StrCat("\n", line);
+  if (size > 0 && pread(file, &last, 1, size - 1) == 1 && last != '\n')
+    line = absl::StrCat("\n", line);
   for (size_t written = 0; written < line.size();) {
     const ssize_t n = write(file, line.data() + written, line.size() - written);
     if (n < 0 && errno == EINTR) continue;
