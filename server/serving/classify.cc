@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -74,15 +73,6 @@ std::vector<float> Ordered(std::vector<float> logits) {
   return logits;
 }
 
-// In a way that the compiler vectorises: 0.2 µs for 1,000.
-bool AllFinite(std::span<const float> values) {
-  uint32_t largest = 0;  // without signs they are in the order of the values
-  for (const float value : values) {
-    largest = std::max(largest, std::bit_cast<uint32_t>(value) & 0x7fffffffU);
-  }
-  return largest < std::bit_cast<uint32_t>(std::numeric_limits<float>::infinity());
-}
-
 // Indices of the `count` largest values, the largest first, the lower index of equals first.
 std::vector<int> Best(std::span<const float> values, size_t count) {
   const auto better = [values](int a, int b) {
@@ -139,7 +129,7 @@ absl::StatusOr<std::vector<v1::Prediction>> Rank(
     std::span<const float> logits, const google::protobuf::RepeatedPtrField<std::string>& labels,
     int top_k) {
   if (logits.empty()) return std::vector<v1::Prediction>();
-  if (!AllFinite(logits)) {
+  if (!AllFinite(logits.data(), logits.size())) {
     const auto bad =
         std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
     return absl::InternalError(

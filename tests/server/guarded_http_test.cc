@@ -22,6 +22,7 @@
 #include "proto/base/key.h"
 #include "server/http.h"
 #include "tests/testing/certificates.h"
+#include "tests/testing/connect.h"
 #include "tests/testing/metrics_text.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_folder.h"
@@ -85,12 +86,7 @@ class GuardedHttpTest : public ::testing::Test {
   }
   // Sends it, over TLS or not, and reads what comes until the server closes.
   std::string Talk(const std::string& text, bool tls) {
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<uint16_t>(server_->port()));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    const int fd = testing::ConnectTo(server_->port());
     SSL_CTX* const context = SSL_CTX_new(TLS_client_method());
     SSL* const ssl = SSL_new(context);
     SSL_set_fd(ssl, fd);
