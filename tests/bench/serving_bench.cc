@@ -68,12 +68,7 @@ void MeasurePipeline() {
   ModelRegistry::Options options;
   options.folder = folder / "models";
   options.batching.max_queue = 4;
-  ModelRegistry registry(
-      options, testing::FakeLoader(network),
-      [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
-        return SelfTestResult{};
-      },
-      metrics);
+  ModelRegistry registry(options, testing::FakeLoader(network), testing::PassingSelfTest, metrics);
   if (!registry.Start().ok() || !testing::WriteFakeCheckpoint(folder / "checkpoint", 0).ok() ||
       !registry.Promote(folder / "checkpoint", "m", "").ok()) {
     std::fprintf(stderr, "the fake model doesn't load\n");

@@ -27,12 +27,8 @@ class Service {
     google::protobuf::SetLogHandler(nullptr);
     ModelRegistry::Options registry;
     registry.folder = folder_ / "models";
-    registry_ = std::make_unique<ModelRegistry>(
-        registry, testing::FakeLoader(network_),
-        [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
-          return SelfTestResult{};
-        },
-        metrics_);
+    registry_ = std::make_unique<ModelRegistry>(registry, testing::FakeLoader(network_),
+                                                testing::PassingSelfTest, metrics_);
     Require(registry_->Start().ok(), "the registry starts");
     Require(testing::WriteFakeCheckpoint(folder_ / "checkpoint", 0).ok(), "a checkpoint is made");
     Require(registry_->Promote(folder_ / "checkpoint", "fashion", "").ok(), "and promoted");

@@ -41,12 +41,8 @@ class ClassificationServiceTest : public ::testing::Test {
     options.folder = folder_ / "models";
     options.batching.max_batch = 1;
     options.batching.max_queue = 4;
-    registry_ = std::make_unique<ModelRegistry>(
-        options, testing::FakeLoader(network_),
-        [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
-          return SelfTestResult{};
-        },
-        metrics_);
+    registry_ = std::make_unique<ModelRegistry>(options, testing::FakeLoader(network_),
+                                                testing::PassingSelfTest, metrics_);
     ASSERT_OK(registry_->Start());
     ASSERT_OK(testing::WriteFakeCheckpoint(folder_ / "checkpoint", 0));
     ASSERT_OK(registry_->Promote(folder_ / "checkpoint", "fashion", ""));

@@ -90,12 +90,8 @@ class InferenceTest : public ::testing::Test {
     options.folder = folder_ / "models";
     options.batching.max_batch = 1;
     options.batching.max_queue = kQueue;
-    registry_ = std::make_unique<ModelRegistry>(
-        options, FakeLoader(network_),
-        [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
-          return SelfTestResult{};
-        },
-        metrics_);
+    registry_ =
+        std::make_unique<ModelRegistry>(options, FakeLoader(network_), PassingSelfTest, metrics_);
     ASSERT_OK(registry_->Start());
     Promote("fashion", 0);
     pipeline_ = std::make_unique<ClassifyPipeline>(

@@ -28,12 +28,8 @@ class ModelServiceTest : public ::testing::Test {
   void SetUp() override {
     ModelRegistry::Options options;
     options.folder = folder_ / "models";
-    registry_ = std::make_unique<ModelRegistry>(
-        options, testing::FakeLoader(network_),
-        [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
-          return SelfTestResult{};
-        },
-        metrics_);
+    registry_ = std::make_unique<ModelRegistry>(options, testing::FakeLoader(network_),
+                                                testing::PassingSelfTest, metrics_);
     ASSERT_OK(registry_->Start());
     for (int bias = 1; bias <= 2; ++bias) {
       const auto folder = folder_ / absl::StrCat("checkpoint", bias);

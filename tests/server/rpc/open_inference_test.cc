@@ -391,12 +391,8 @@ TEST_F(OpenInferenceTest, AModelWithoutAUsableVersionIsUnavailableHoweverItIsAsk
   registry_ = nullptr;
   ModelRegistry::Options options;
   options.folder = folder_ / "models";
-  registry_ = std::make_unique<ModelRegistry>(
-      options, testing::FakeLoader(network_),
-      [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
-        return SelfTestResult{};
-      },
-      metrics_);
+  registry_ = std::make_unique<ModelRegistry>(options, testing::FakeLoader(network_),
+                                              testing::PassingSelfTest, metrics_);
   ASSERT_OK(registry_->Start());
   pipeline_ = std::make_unique<ClassifyPipeline>(ClassifyPipeline::Options{}, *registry_, metrics_);
   protocol_ = std::make_unique<OpenInference>(OpenInference::Options{}, *pipeline_, *registry_);

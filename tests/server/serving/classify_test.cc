@@ -62,12 +62,8 @@ class ClassifyTest : public ::testing::Test {
     ModelRegistry::Options registry_options;
     registry_options.folder = folder_ / "models";
     registry_options.batching = batching;
-    registry_ = std::make_unique<ModelRegistry>(
-        registry_options, testing::FakeLoader(network_),
-        [](Classifier&, const std::filesystem::path&, const ClassifierOptions&) {
-          return SelfTestResult{};
-        },
-        *metrics_, clock_);
+    registry_ = std::make_unique<ModelRegistry>(registry_options, testing::FakeLoader(network_),
+                                                testing::PassingSelfTest, *metrics_, clock_);
     ASSERT_OK(registry_->Start());
     if (registry_->List().empty()) Promote(0);
     pipeline_ = std::make_unique<ClassifyPipeline>(options, *registry_, *metrics_, clock_);

@@ -356,10 +356,8 @@ TEST_F(ModelRegistryTest, AFolderThatCantBeMadeIsAnError) {
   std::ofstream(folder_ / "file") << "in the way";
   ModelRegistry::Options options;
   options.folder = folder_ / "file" / "models";
-  ModelRegistry registry(
-      options, testing::FakeLoader(network_),
-      [](Classifier&, const fs::path&, const ClassifierOptions&) { return SelfTestResult{}; },
-      *metrics_);
+  ModelRegistry registry(options, testing::FakeLoader(network_), testing::PassingSelfTest,
+                         *metrics_);
   EXPECT_FALSE(registry.Start().ok());
 }
 
