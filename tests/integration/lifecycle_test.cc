@@ -172,6 +172,18 @@ TEST_F(LifecycleTest, AWrongNetworkOrADamagedFileLeavesTheOldVersion) {
   EXPECT_EQ(cluster_.Cli({"models", "--json"}).out.find("\"version\": \"2\""), std::string::npos);
 }
 
+TEST(GrowthTest, IsTheTrendAfterTheFirstFiveWhateverSingleLooksSay) {
+  std::vector<double> flat, leak;
+  for (int i = 0; i < 100; ++i) {
+    const double first_loads = i < 5 ? 20.0 * (i - 5) : 0;
+    const double look = i * 37 % 20 - 9.5;  // up to 1 % of a thousand
+    flat.push_back(1000 + first_loads + look);
+    leak.push_back(1000 + first_loads + look + 0.3 * i);  // 3 % over all of them
+  }
+  EXPECT_NEAR(testing::Growth(flat), 0, 1e-3);
+  EXPECT_NEAR(testing::Growth(leak), 0.3 * 94 / 1000, 1e-3);
+}
+
 TEST_F(LifecycleTest, TwelveReloadsUnderLoadMakeNoErrorsAndKeepNoMemory) {
   const testing::ReloadReport report = testing::ReloadUnderLoad(cluster_, job_, 12);
   EXPECT_THAT(report.errors, ::testing::IsEmpty());

@@ -94,6 +94,11 @@ class Clients {
   std::vector<std::thread> threads_;
 };
 
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values.empty() ? 0 : values[values.size() / 2];
+}
+
 double MemoryMb(int pid) {
   std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
   for (std::string word; status >> word;) {
@@ -101,11 +106,6 @@ double MemoryMb(int pid) {
     if (word == "VmRSS:" && status >> kb) return kb / 1024;
   }
   return 0;
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0 : values[values.size() / 2];
 }
 
 // Waits until so many versions' series are left: the others have been freed.
@@ -123,13 +123,6 @@ void AwaitVersions(const Cluster& cluster, int wanted) {
   ADD_FAILURE() << "an old version's series are still there";
 }
 
-// 0 if there are too few.
-double Growth(const std::vector<double>& memory_mb) {
-  if (memory_mb.size() < 10) return 0;
-  const auto begin = memory_mb.begin(), end = memory_mb.end();
-  return Median({end - 5, end}) / Median({begin + 5, begin + 10}) - 1;
-}
-
 int PidOf(const Cluster& cluster) {
   return nlohmann::json::parse(*ReadFile(cluster.data() / "server.json")).at("pid");
 }
@@ -145,6 +138,22 @@ grpc::Status Promote(Cluster& cluster, const v1::Job& job, int checkpoint) {
 }
 
 }  // namespace
+
+double Growth(const std::vector<double>& memory_mb) {
+  constexpr size_t kSettling = 5;
+  if (memory_mb.size() < 2 * kSettling) return 0;
+  std::vector<double> slopes, begins;
+  for (size_t i = kSettling; i < memory_mb.size(); ++i) {
+    for (size_t j = i + 1; j < memory_mb.size(); ++j) {
+      slopes.push_back((memory_mb[j] - memory_mb[i]) / static_cast<double>(j - i));
+    }
+  }
+  const double slope = Median(std::move(slopes));
+  for (size_t i = kSettling; i < memory_mb.size(); ++i) {
+    begins.push_back(memory_mb[i] - slope * static_cast<double>(i - kSettling));
+  }
+  return slope * static_cast<double>(memory_mb.size() - 1 - kSettling) / Median(std::move(begins));
+}
 
 std::string TrainTwoCheckpoints(Cluster& cluster) {
   const std::string recipe = cluster.SmallRecipe(

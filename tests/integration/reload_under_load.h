@@ -24,8 +24,13 @@ struct ReloadReport {
   double reload_p99_ms = 0;               // while they went on
   double seconds_per_reload = 0;
   std::vector<double> memory_mb;  // resident, after each reload
-  double growth = 0;  // of the last five's median over that of the first five after the first five
+  double growth = 0;              // Growth(memory_mb)
 };
+
+// Of memory after each reload, past the first five, by the Theil-Sen line (the median slope of all
+// pairs): a single look is one per cent off either way, by what is allocated at that moment. 0 if
+// there are too few.
+double Growth(const std::vector<double>& memory_mb);
 
 // `reloads` times in turn: the other checkpoint is promoted as "bars", or the version in service is
 // loaded anew. Two clients ask without a pause between their requests.
