@@ -2,7 +2,10 @@
 import json
 import os
 import re
+import resource
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +34,44 @@ def thread_seconds(pid):
         name, fields = text[text.index("(") + 1:text.rindex(")")], text.rsplit(")", 1)[1].split()
         seconds[name] = seconds.get(name, 0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
+
+
+def receiving_seconds(size, seconds, rate=800, kept=128):
+    """System time of receiving a message of `size` bytes over loopback, for a program that does nothing else: what the kernel takes to
+    hand it over. Messages come at `rate` a second on two connections, and the last `kept` are kept, as a server under load keeps them."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    sender = os.fork()
+    if sender == 0:
+        try:
+            sockets = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+            message, number = os.urandom(size), 0
+            while True:
+                sockets[number % 2].sendall(message)
+                number += 1
+                time.sleep(1 / rate)
+        finally:
+            os._exit(0)  # the receiver has closed its end
+    places = [memoryview(bytearray(b"1" * size)) for _ in range(kept)]
+    waiting = select.epoll()
+    half_read = {}
+    for _ in range(2):
+        connection = listener.accept()[0]
+        waiting.register(connection, select.EPOLLIN)
+        half_read[connection.fileno()] = [connection, None, 0]
+    messages, begun, until = 0, resource.getrusage(resource.RUSAGE_SELF).ru_stime, time.time() + seconds
+    while time.time() < until:
+        for number, _ in waiting.poll(1):
+            state = half_read[number]
+            if state[2] == 0:
+                state[1] = places[messages % kept]
+                messages += 1
+            state[2] = (state[2] + state[0].recv_into(state[1][state[2]:])) % size
+    spent = resource.getrusage(resource.RUSAGE_SELF).ru_stime - begun
+    for connection, _, _ in half_read.values():
+        connection.close()
+    listener.close()
+    os.waitpid(sender, 0)
+    return spent / messages
 
 
 def memory_mb(pid):
